@@ -1,0 +1,1 @@
+"""What the platform hands a container and what it wants back."""

@@ -1,0 +1,179 @@
+"""The container's side of the platform: `/opt/ml` and what lies in it.
+
+Everything else asks this object; nothing else spells `/opt/ml` or, `serving.server` apart, reads the environment.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ssd_algo.errors import UserError
+
+FAILURE_LIMIT = 1024  # characters of the failure file that the platform shows
+
+
+@dataclass(frozen=True)
+class Channel:
+    """One input channel.
+
+    Attributes
+    ----------
+    name : str
+    directory : Path
+        Where its files are (File and FastFile mode).
+    content_type : str
+        Lower case, without parameters; empty when none was given.
+    """
+
+    name: str
+    directory: Path
+    content_type: str = ""
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """The hosts of a job, sorted, and which of them this is."""
+
+    current: str
+    all: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Container:
+    """What the platform hands a container and where it wants results.
+
+    Attributes
+    ----------
+    base : Path
+        `/opt/ml`, or its replacement.
+    on_platform : bool
+        Whether a SageMaker training job runs this container; then the platform packs the artifact.
+    """
+
+    base: Path
+    on_platform: bool = False
+
+    @classmethod
+    def from_environment(cls) -> "Container":
+        """The container this process runs in: `SAGEMAKER_BASE_DIR` replaces `/opt/ml`."""
+        return cls(
+            base=Path(os.environ.get("SAGEMAKER_BASE_DIR") or "/opt/ml"),
+            on_platform=bool(os.environ.get("TRAINING_JOB_NAME")),
+        )
+
+    @property
+    def model_directory(self) -> Path:
+        return self.base / "model"
+
+    @property
+    def output_directory(self) -> Path:
+        return self.base / "output"
+
+    @property
+    def packed_model(self) -> Path:
+        """Where model.tar.gz goes when no platform packs it."""
+        return self.output_directory / "model.tar.gz"
+
+    @property
+    def hyperparameters_file(self) -> Path:
+        return self._config("hyperparameters")
+
+    def hyperparameters(self) -> dict[str, str]:
+        """The job's hyperparameters as the platform wrote them, every value a string.
+
+        Raises
+        ------
+        UserError
+            When the file is missing or is not a flat JSON object.
+        """
+        path = self.hyperparameters_file
+        if not path.is_file():
+            raise UserError(
+                f"{path} is missing; write the hyperparameters into it as a JSON object, "
+                '{"num_classes": "2", "num_training_samples": "100", ...}.'
+            )
+        values = self._read_object(path)
+        nested = [name for name, value in values.items() if isinstance(value, dict | list)]
+        if nested:
+            raise UserError(f"{path}: hyperparameter {nested[0]} is a JSON object or array; give it as a string.")
+        return {name: value if isinstance(value, str) else _as_platform_writes(value) for name, value in values.items()}
+
+    def channels(self) -> dict[str, Channel]:
+        """Input channels by name: the configured ones or, without a configuration, the folders that are there."""
+        data = self.base / "input" / "data"
+        path = self._config("inputdataconfig")
+        if path.is_file():
+            configured = self._read_object(path)
+            bad = [name for name, value in configured.items() if not isinstance(value, dict)]
+            if bad:
+                raise UserError(f"{path}: the value of channel {bad[0]} is not a JSON object.")
+            types = {name: str(value.get("ContentType") or "") for name, value in configured.items()}
+        else:
+            folders = sorted(data.iterdir()) if data.is_dir() else []
+            types = {folder.name: "" for folder in folders if folder.is_dir()}
+        return {
+            name: Channel(name, data / name, content_type.split(";")[0].strip().lower())
+            for name, content_type in types.items()
+        }
+
+    def hosts(self) -> Hosts:
+        """The job's hosts; this one alone, as `algo-1`, without a configuration."""
+        path = self._config("resourceconfig")
+        if not path.is_file():
+            return Hosts("algo-1", ("algo-1",))
+        config = self._read_object(path)
+        current = str(config.get("current_host") or "algo-1")
+        return Hosts(current, tuple(sorted(config.get("hosts") or [current])))
+
+    def write_failure(self, text: str) -> None:
+        """Leave the reason of a failure where the platform looks for it."""
+        self.output_directory.mkdir(parents=True, exist_ok=True)
+        (self.output_directory / "failure").write_text(text, encoding="utf-8")
+
+    def _config(self, name: str) -> Path:
+        return self.base / "input" / "config" / f"{name}.json"
+
+    def _read_object(self, path: Path) -> dict[str, Any]:
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise UserError(f"{path} is not JSON in UTF-8 ({error}).") from error
+        if not isinstance(value, dict):
+            raise UserError(f"{path} holds {type(value).__name__}, not a JSON object.")
+        return value
+
+
+def _as_platform_writes(value: Any) -> str:
+    return str(value) if isinstance(value, bool | float | int) else ""
+
+
+def available_cpus() -> int:
+    """CPUs that this container may use: the scheduler's set, cut by the cgroup's quota, at least 1."""
+    cpus = len(os.sched_getaffinity(0))
+    quota = _cgroup_quota()
+    return max(1, min(cpus, int(quota)) if quota else cpus)
+
+
+def _cgroup_quota() -> float | None:
+    """CPUs by the cgroup's quota (version 2, then 1); None without one."""
+    try:
+        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return None if limit == "max" else int(limit) / int(period)
+    except (OSError, ValueError):
+        pass
+    try:
+        folder = Path("/sys/fs/cgroup/cpu")
+        limit_us = int((folder / "cpu.cfs_quota_us").read_text())
+        return None if limit_us <= 0 else limit_us / int((folder / "cpu.cfs_period_us").read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def use_all_cpus() -> None:
+    """Let OpenMP use every CPU of the container; call before mxnet is imported.
+
+    Left alone, MXNet takes half of them, as if each were a hyper-thread: on 2 cores that halves the training speed.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", str(available_cpus()))

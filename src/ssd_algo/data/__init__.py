@@ -1,0 +1,1 @@
+"""From a channel to batches; NumPy and OpenCV only, never mxnet."""

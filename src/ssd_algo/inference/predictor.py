@@ -1,0 +1,122 @@
+"""From encoded images to detections, the same for validation and for serving."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssd_algo.data import images
+from ssd_algo.data.boxes import Boxes, clip, decode, non_maximum_suppression
+from ssd_algo.inference.engines import MXNetEngine, Predictions
+from ssd_algo.model import artifact
+
+# As in model.export: pairs of anchor and class with a lower score are no detections.
+SCORE_THRESHOLD = 0.01
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded image: the network's square input and the upright image's size in pixels."""
+
+    square: NDArray[np.uint8]
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Objects found in an image, best first: boxes float32 (K, 4) as fractions, scores (K,), classes int64 (K,)."""
+
+    boxes: Boxes
+    scores: NDArray[np.float32]
+    classes: NDArray[np.int64]
+
+
+class Predictor:
+    """A detector.
+
+    Parameters
+    ----------
+    engine : callable
+        uint8 (B, S, S, 3) to logits (B, A, C + 1) and offsets (B, A, 4).
+    anchors : float32 (A, 4)
+    image_shape : int
+        Side S of the network's input, pixels.
+    nms_threshold, nms_topk
+        As the hyperparameters of these names.
+    """
+
+    def __init__(
+        self,
+        engine: Callable[[NDArray[np.uint8]], Predictions],
+        anchors: Boxes,
+        image_shape: int,
+        nms_threshold: float,
+        nms_topk: int,
+    ) -> None:
+        self._engine, self._anchors, self.image_shape = engine, anchors, image_shape
+        self._nms_threshold, self._nms_topk = nms_threshold, nms_topk
+
+    def prepare(self, encoded: bytes) -> Picture:
+        """Decode an image and resize it for the network.
+
+        Raises
+        ------
+        images.NotAnImage
+        """
+        image = images.decode(encoded)
+        return Picture(images.to_square(image, self.image_shape), width=image.shape[1], height=image.shape[0])
+
+    def detect(self, pictures: Sequence[Picture]) -> list[Detections]:
+        """Detections of each picture."""
+        logits, offsets = self._engine(np.stack([picture.square for picture in pictures]))
+        return [
+            select(logits[index], offsets[index], self._anchors, self._nms_threshold, self._nms_topk)
+            for index in range(len(pictures))
+        ]
+
+
+def select(
+    logits: NDArray[np.float32],
+    offsets: NDArray[np.float32],
+    anchors: Boxes,
+    nms_threshold: float,
+    nms_topk: int,
+) -> Detections:
+    """The detections of one image from the network's output; `model.export.deploy_symbol` has the definition.
+
+    Parameters
+    ----------
+    logits : float32 (A, C + 1), background first
+    offsets : float32 (A, 4)
+    anchors : float32 (A, 4)
+    """
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    scores = (exponentials[:, 1:] / exponentials.sum(axis=1, keepdims=True)).reshape(-1)
+    pairs = np.flatnonzero(scores >= SCORE_THRESHOLD)
+    pairs = pairs[np.argsort(-scores[pairs], kind="stable")[:nms_topk]]
+    anchor, classes = np.divmod(pairs, logits.shape[1] - 1)
+    boxes = decode(offsets[anchor], anchors[anchor])
+    kept = non_maximum_suppression(boxes, classes, nms_threshold)
+    return Detections(clip(boxes[kept], 1, 1), scores[pairs[kept]], classes[kept])
+
+
+def load(directory: Path) -> Predictor:
+    """The predictor of an artifact, on the first GPU if there is one, else on the CPU.
+
+    Raises
+    ------
+    UserError
+        When the artifact is incomplete or damaged.
+    """
+    description = artifact.describe(directory)
+    import mxnet as mx
+
+    parameters = artifact.load_parameters(directory)
+    symbol = artifact.load_symbol(directory)
+    engine = MXNetEngine(symbol, mx.gpu() if mx.context.num_gpus() else mx.cpu(), parameters)
+    return Predictor(
+        engine, parameters["anchors"][0], description.image_shape, description.nms_threshold, description.nms_topk
+    )
