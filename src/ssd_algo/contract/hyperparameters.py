@@ -6,12 +6,13 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import annotated_types
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
 from ssd_algo.errors import UserError
 
-BUILT_IN = {"origin": "built-in"}
-OURS = {"origin": "ssd-algo"}
+_BUILT_IN: JsonDict = {"origin": "built-in"}
+_OURS: JsonDict = {"origin": "ssd-algo"}
 
 # Names of the built-in that mean nothing here but are sent and kept; values are its defaults.
 HIDDEN = {"_tuning_objective_metric": "", "_kvstore": "device", "_num_kv_servers": "auto", "_begin_epoch": "0"}
@@ -39,11 +40,11 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 def _built_in(default: Any, meaning: str, **constraints: Any) -> Any:
-    return Field(default, description=meaning, json_schema_extra=BUILT_IN, **constraints)
+    return Field(default, description=meaning, json_schema_extra=_BUILT_IN, **constraints)
 
 
 def _ours(default: Any, meaning: str, **constraints: Any) -> Any:
-    return Field(default, description=meaning, json_schema_extra=OURS, **constraints)
+    return Field(default, description=meaning, json_schema_extra=_OURS, **constraints)
 
 
 class Hyperparameters(BaseModel):
@@ -56,7 +57,9 @@ class Hyperparameters(BaseModel):
     base_network: Literal["vgg-16", "resnet-18", "resnet-34", "resnet-50", "resnet-101"] = _built_in(
         "vgg-16", "The backbone; the built-in knows vgg-16 and resnet-50."
     )
-    use_pretrained_model: int = _built_in(1, "1: the backbone starts from ImageNet weights; 0: from scratch.", ge=0, le=1)
+    use_pretrained_model: int = _built_in(
+        1, "1: the backbone starts from ImageNet weights; 0: from scratch.", ge=0, le=1
+    )
     epochs: int = _built_in(30, "Passes over the training data.", ge=1)
     mini_batch_size: int = _built_in(32, "Images a step, on one machine, over all its devices.", ge=1)
     learning_rate: Number = _built_in(0.001, "Initial learning rate.", gt=0, le=1)
@@ -66,11 +69,17 @@ class Hyperparameters(BaseModel):
     momentum: Number = _built_in(0.9, "Momentum of sgd.", ge=0, le=1)
     weight_decay: Number = _built_in(0.0005, "Weight decay of sgd and rmsprop.", ge=0, lt=1)
     overlap_threshold: Number = _built_in(0.5, "IoU above which a detection counts as right.", gt=0, le=1)
-    nms_threshold: Number = _built_in(0.45, "IoU above which the lower-scored of two detections is dropped.", gt=0, le=1)
+    nms_threshold: Number = _built_in(
+        0.45, "IoU above which the lower-scored of two detections is dropped.", gt=0, le=1
+    )
     nms_topk: int = _built_in(400, "Most detections of an image, before suppression.", ge=1)
-    image_shape: int = _built_in(300, "Side of the square that images are resized to; the built-in starts at 300.", ge=128)
+    image_shape: int = _built_in(
+        300, "Side of the square that images are resized to; the built-in starts at 300.", ge=128
+    )
     label_width: int = _built_in(350, "Numbers in the widest label; binding in Pipe mode only.", ge=1)
-    freeze_layer_pattern: Pattern = _built_in("", "Parameters whose name this regular expression matches are not trained.")
+    freeze_layer_pattern: Pattern = _built_in(
+        "", "Parameters whose name this regular expression matches are not trained."
+    )
     early_stopping: bool = _built_in(False, "Stop when the validation mAP no longer improves.")
     early_stopping_min_epochs: int = _built_in(10, "Epochs before early stopping may happen.", ge=1)
     early_stopping_patience: int = _built_in(5, "Epochs to wait for an improvement.", ge=1)

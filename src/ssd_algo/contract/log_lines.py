@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -88,7 +89,7 @@ def finished(best: float, epoch: int) -> str:
     return f"Training finished: best validation mAP {best:.4f} at epoch {epoch}."
 
 
-def metrics(host: str, start: float, end: float, values: dict[str, float], **dimensions: Any) -> str:
+def metrics(host: str, start: float, end: float, values: Mapping[str, float], **dimensions: Any) -> str:
     """The platform's own metrics line: seconds since 1970, a name and a value for each metric."""
     document = {
         "StartTime": start,

@@ -1,5 +1,6 @@
 """Anchors of a layout of feature maps (Liu et al. 2016, section 2.2)."""
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -30,7 +31,7 @@ def scales(image_shape: int, maps: int) -> list[tuple[float, float]]:
     rest = np.linspace(second, last, maps - 1)
     step = rest[1] - rest[0] if maps > 2 else last - second
     every = [first, *rest, rest[-1] + step]
-    return [(float(s), float(np.sqrt(s * following))) for s, following in zip(every[:-1], every[1:], strict=True)]
+    return [(float(s), float(np.sqrt(s * following))) for s, following in itertools.pairwise(every)]
 
 
 def ratios(maps: int) -> list[tuple[float, ...]]:

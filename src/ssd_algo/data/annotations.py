@@ -93,8 +93,8 @@ def read_record_channel(directory: Path, num_classes: int) -> Dataset:
         record = recordio.unpack(payload, name)
         if len(record.classes) and (record.boxes.min() < -_TOLERANCE or record.boxes.max() > 1 + _TOLERANCE):
             raise UserError(
-                f"{name} has a box {record.boxes[np.abs(record.boxes).max(axis=1).argmax()].tolist()} outside the image; "
-                "RecordIO boxes are fractions of the image's width and height, not pixels."
+                f"{name} has a box {record.boxes[np.abs(record.boxes).max(axis=1).argmax()].tolist()} outside the "
+                "image; RecordIO boxes are fractions of the image's width and height, not pixels."
             )
         dataset.samples.append(
             _sample(name, files[0], offset, record.boxes, record.classes, record.difficult, num_classes, name)
@@ -164,8 +164,8 @@ def _image_sample(document: dict[str, Any], where: str, name: str, path: Path, n
     if len(boxes) and (boxes.min() < -_TOLERANCE or boxes.max() > 1 + _TOLERANCE):
         index = int(((boxes < -_TOLERANCE) | (boxes > 1 + _TOLERANCE)).any(axis=1).argmax())
         raise UserError(
-            f"{where}: annotation {index} (left, top, right, bottom {corners[index].tolist()}) lies outside the image of "
-            f"{width} x {height} pixels; correct it."
+            f"{where}: annotation {index} (left, top, right, bottom {corners[index].tolist()}) lies outside the image "
+            f"of {width} x {height} pixels; correct it."
         )
     difficult = np.zeros(len(boxes), dtype=bool)
     return _sample(name, path, -1, boxes, table[:, 0].astype(np.int64), difficult, num_classes, where)
@@ -205,8 +205,9 @@ def _image_size(document: dict[str, Any], where: str) -> tuple[int, int]:
 
 
 def _numbers(entry: Any, where: str, index: int) -> list[float]:
-    values = [entry.get(key) for key in ("class_id", "left", "top", "width", "height")] if isinstance(entry, dict) else []
-    if not values or not all(isinstance(value, int | float) and np.isfinite(value) for value in values):
+    keys = ("class_id", "left", "top", "width", "height")
+    values: list[Any] = [entry.get(key) for key in keys] if isinstance(entry, dict) else [None]
+    if not all(isinstance(value, int | float) and np.isfinite(value) for value in values):
         raise UserError(
             f"{where}: annotation {index} must have the numbers class_id, left, top, width and height; it is {entry}."
         )
@@ -220,8 +221,11 @@ def _add_class_names(names: dict[int, str], document: dict[str, Any], where: str
         try:
             identity, name = int(category["class_id"]), str(category["name"])
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f'{where}: an entry of "categories" must have class_id and name; it is {category}.') from error
+            raise UserError(
+                f'{where}: an entry of "categories" must have class_id and name; it is {category}.'
+            ) from error
         if names.setdefault(identity, name) != name:
             raise UserError(
-                f'{where}: class {identity} is named "{name}", but "{names[identity]}" in another annotation; use one name.'
+                f'{where}: class {identity} is named "{name}", but "{names[identity]}" in another annotation; '
+                "use one name."
             )

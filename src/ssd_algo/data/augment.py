@@ -109,9 +109,7 @@ def centres_inside(boxes: Boxes, window: Window) -> NDArray[np.bool_]:
     return np.asarray(((centres > window[:2]) & (centres < window[2:])).all(axis=1))
 
 
-def into_window(
-    boxes: Boxes, classes: NDArray[np.int64], window: Window, side: int
-) -> tuple[Boxes, NDArray[np.int64]]:
+def into_window(boxes: Boxes, classes: NDArray[np.int64], window: Window, side: int) -> tuple[Boxes, NDArray[np.int64]]:
     """Boxes whose centre is in the window, clipped to it, in pixels of the square that it becomes."""
     crop = np.asarray([window], dtype=np.float32)
     kept = centres_inside(boxes, window) & (intersection(boxes, crop)[:, 0] > 0)
@@ -130,7 +128,9 @@ def cut(image: Pixels, window: Window, side: int, interpolation: int) -> Pixels:
     to_left, to_top = max(0, round((left - window[0]) * scale_x)), max(0, round((top - window[1]) * scale_y))
     to_right = min(side, max(to_left + 1, round((right - window[0]) * scale_x)))
     to_bottom = min(side, max(to_top + 1, round((bottom - window[1]) * scale_y)))
-    part = cv2.resize(image[top:bottom, left:right], (to_right - to_left, to_bottom - to_top), interpolation=interpolation)
+    part = cv2.resize(
+        image[top:bottom, left:right], (to_right - to_left, to_bottom - to_top), interpolation=interpolation
+    )
     if part.shape[:2] == (side, side):
         return np.asarray(part, dtype=np.uint8)
     square = np.empty((side, side, 3), dtype=np.uint8)

@@ -12,6 +12,9 @@ Boxes = NDArray[np.float32]
 # Scales of the four box offsets, SSD's "variances" (Liu et al. 2016, the authors' code): offsets are divided by them.
 OFFSET_SCALES = (0.1, 0.1, 0.2, 0.2)
 
+# Pairs of anchor and class with a lower score are no detections; the value of MXNet's MultiBoxDetection.
+SCORE_THRESHOLD = 0.01
+
 
 def area(boxes: Boxes) -> NDArray[np.float32]:
     """Area of each box, `(R,)`; zero where a side is not positive."""

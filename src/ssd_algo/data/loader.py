@@ -13,7 +13,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -129,11 +129,11 @@ class Loader:
     def _finished(self) -> set[int]:
         """Wait for workers and return the numbers of the batches that they made."""
         numbers = set()
-        for pipe in wait(self._pipes):
+        for pipe in cast("list[Connection]", wait(self._pipes)):
             try:
-                number, error = pipe.recv()  # type: ignore[union-attr]
+                number, error = pipe.recv()
             except (EOFError, ConnectionResetError) as lost:
-                process = self._processes[self._pipes.index(pipe)]  # type: ignore[arg-type]
+                process = self._processes[self._pipes.index(pipe)]
                 process.join()
                 raise AlgorithmError(
                     f"A process that loads images ended with exit code {process.exitcode}, perhaps for want of memory."
@@ -173,9 +173,7 @@ class Loader:
                 raise UserError(f"{sample.name}: {error}; replace the image.") from error
             scale = np.asarray([image.shape[1], image.shape[0]] * 2, dtype=np.float32)
             generator = np.random.default_rng([self._seed, epoch, int(index)])
-            square, boxes, classes = augment.augment(
-                image, sample.boxes * scale, sample.classes, self._side, generator
-            )
+            square, boxes, classes = augment.augment(image, sample.boxes * scale, sample.classes, self._side, generator)
             batch.images[place] = square
             batch.boxes[place, : len(boxes)] = boxes / self._side
             batch.classes[place, : len(classes)] = classes

@@ -45,7 +45,7 @@ def read_records(path: Path) -> Iterator[tuple[int, bytes]]:
     """
     with path.open("rb") as file:
         number = 0
-        while file.peek(1):  # type: ignore[attr-defined]
+        while file.peek(1):
             offset = file.tell()
             try:
                 payload = read_record(file)
@@ -65,7 +65,7 @@ def read_record(file: IO[bytes]) -> bytes:
     ValueError
         Saying what is wrong with the record.
     """
-    parts = []
+    parts: list[bytes] = []
     while True:
         head = file.read(8)
         if len(head) < 8:
@@ -139,8 +139,10 @@ def _write_record(file: IO[bytes], payload: bytes) -> None:
     for index, part in enumerate(parts):
         if len(parts) == 1:
             flag = _WHOLE
+        elif index == 0:
+            flag = _FIRST
         else:
-            flag = _FIRST if index == 0 else _LAST if index == len(parts) - 1 else _MIDDLE
+            flag = _LAST if index == len(parts) - 1 else _MIDDLE
         file.write(struct.pack("<II", MAGIC, flag << _LENGTH_BITS | len(part)) + part + bytes(-len(part) % 4))
 
 

@@ -32,9 +32,7 @@ def mean_average_precision(precisions: dict[int, float]) -> float:
     return float(np.mean(list(precisions.values()))) if precisions else 0.0
 
 
-def average_precisions(
-    truths: Sequence[Truth], detections: Sequence[Scored], iou_threshold: float
-) -> dict[int, float]:
+def average_precisions(truths: Sequence[Truth], detections: Sequence[Scored], iou_threshold: float) -> dict[int, float]:
     """Average precision of each class.
 
     Every image counts once, also one without objects, whose detections are false. Detections are taken best first over
@@ -50,7 +48,8 @@ def average_precisions(
     dict
         For each class that has an object or a detection; 0 for one with detections only.
     """
-    classes = {int(c) for each in (*truths, *detections) for c in np.unique(each.classes)}
+    present = [each.classes for each in truths] + [each.classes for each in detections]
+    classes = {int(c) for each in present for c in np.unique(each)}
     return {c: _average_precision(truths, detections, c, iou_threshold) for c in sorted(classes)}
 
 

@@ -29,17 +29,15 @@ class MXNetEngine:
     ) -> None:
         import mxnet as mx
 
+        from ssd_algo.model.network import set_parameters
+
         self._mx, self._context = mx, context
-        graph = symbol(data=mx.sym.transpose(mx.sym.cast(mx.sym.var("images"), dtype="float32"), axes=(0, 3, 1, 2)))
-        inputs = [mx.sym.var("images")]
+        images = mx.sym.var("images", dtype="uint8")
+        graph = symbol(data=mx.sym.transpose(mx.sym.cast(images, dtype="float32"), axes=(0, 3, 1, 2)))
+        shared = None if isinstance(parameters, dict) else parameters
+        self._block = mx.gluon.SymbolBlock(graph, [images], params=shared)
         if isinstance(parameters, dict):
-            self._block = mx.gluon.SymbolBlock(graph, inputs)
-            for name, parameter in self._block.collect_params().items():
-                parameter.shape = parameters[name].shape
-                parameter.initialize(mx.init.Zero(), ctx=context)
-                parameter.set_data(mx.nd.array(parameters[name]))
-        else:
-            self._block = mx.gluon.SymbolBlock(graph, inputs, params=parameters)
+            set_parameters(self._block, parameters, [context])
         self._block.hybridize(static_alloc=True, static_shape=True)
 
     def __call__(self, images: NDArray[np.uint8]) -> Predictions:

@@ -8,12 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssd_algo.data import images
-from ssd_algo.data.boxes import Boxes, clip, decode, non_maximum_suppression
+from ssd_algo.data.boxes import SCORE_THRESHOLD, Boxes, clip, decode, non_maximum_suppression
 from ssd_algo.inference.engines import MXNetEngine, Predictions
 from ssd_algo.model import artifact
-
-# As in model.export: pairs of anchor and class with a lower score are no detections.
-SCORE_THRESHOLD = 0.01
 
 
 @dataclass(frozen=True)

@@ -108,11 +108,14 @@ def pack(directory: Path, archive: Path) -> None:
     """
 
     def write(path: Path) -> None:
-        with path.open("wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", filename="", mtime=0, compresslevel=1) as out:
-            with tarfile.open(fileobj=out, mode="w") as tar:  # type: ignore[arg-type]
-                for name in (*_REQUIRED, *_OPTIONAL):
-                    if (directory / name).is_file():
-                        tar.add(directory / name, arcname=name)
+        with (
+            path.open("wb") as raw,
+            gzip.GzipFile(fileobj=raw, mode="wb", filename="", mtime=0, compresslevel=1) as compressed,
+            tarfile.open(fileobj=compressed, mode="w") as tar,
+        ):
+            for name in (*_REQUIRED, *_OPTIONAL):
+                if (directory / name).is_file():
+                    tar.add(directory / name, arcname=name)
 
     try:
         archive.parent.mkdir(parents=True, exist_ok=True)

@@ -2,16 +2,11 @@
 
 import mxnet as mx
 
-from ssd_algo.data.boxes import OFFSET_SCALES
+from ssd_algo.data.boxes import OFFSET_SCALES, SCORE_THRESHOLD
 from ssd_algo.model.network import Network
 
-# Pairs of anchor and class with a lower score are no detections; the value of MXNet's MultiBoxDetection.
-SCORE_THRESHOLD = 0.01
 
-
-def deploy_symbol(
-    network: Network, num_classes: int, nms_threshold: float, nms_topk: int
-) -> mx.sym.Symbol:
+def deploy_symbol(network: Network, num_classes: int, nms_threshold: float, nms_topk: int) -> mx.sym.Symbol:
     """The network with its detections defined inside the graph.
 
     Softmax; pairs of anchor and class with a score of at least `SCORE_THRESHOLD`; the best `nms_topk` of them over all
@@ -21,8 +16,8 @@ def deploy_symbol(
     Returns
     -------
     symbol
-        Input `data`, float32 (B, 3, S, S), raw RGB 0-255. One output, float32 (B, nms_topk, 6): class, score, xmin, ymin,
-        xmax, ymax as fractions, best first; rows without a detection are -1.
+        Input `data`, float32 (B, 3, S, S), raw RGB 0-255. One output, float32 (B, nms_topk, 6): class, score, xmin,
+        ymin, xmax, ymax as fractions, best first; rows without a detection are -1.
     """
     F = mx.sym
     with mx.name.NameManager():
@@ -54,7 +49,11 @@ def deploy_symbol(
         )
         rows = F.where(F.broadcast_like(found, clipped), clipped, F.zeros_like(clipped) - 1)
         if kept < nms_topk:
-            rows = F.concat(rows, F.tile(F.slice_axis(F.zeros_like(rows), axis=1, begin=0, end=1) - 1, (1, nms_topk - kept, 1)), dim=1)
+            rows = F.concat(
+                rows,
+                F.tile(F.slice_axis(F.zeros_like(rows), axis=1, begin=0, end=1) - 1, (1, nms_topk - kept, 1)),
+                dim=1,
+            )
         return F.identity(rows, name="detections")
 
 

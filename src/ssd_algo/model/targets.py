@@ -15,6 +15,9 @@ from ssd_algo.model.network import Network
 MATCH_IOU = 0.5
 NEGATIVES_PER_POSITIVE = 3
 
+# What the training graph takes, in this order, with its type.
+INPUTS = {"images": "uint8", "boxes": "float32", "classes": "float32", "weights": "float32"}
+
 
 def match(F: Any, anchors: Any, boxes: Any, classes: Any) -> tuple[Any, Any, Any]:
     """Assign ground truth to anchors.
@@ -131,7 +134,7 @@ def training_symbol(network: Network, frozen: frozenset[str]) -> mx.sym.Symbol:
 
     A BatchNorm layer whose gamma is frozen keeps its statistics too.
     """
-    images, boxes, classes, weights = (mx.sym.var(name) for name in ("images", "boxes", "classes", "weights"))
+    images, boxes, classes, weights = (mx.sym.var(name, dtype=dtype) for name, dtype in INPUTS.items())
     data = mx.sym.transpose(mx.sym.cast(images, dtype="float32"), axes=(0, 3, 1, 2))
     logits, offsets = _with_frozen_statistics(network.symbol, frozen)(data=data)
     anchors = mx.sym.var("anchors", shape=(1, *network.anchors.shape))

@@ -32,8 +32,8 @@ def read(channels: dict[str, Channel], num_classes: int) -> TrainingData:
     for name in ("train", "validation"):
         if name not in channels:
             raise UserError(
-                f"Channel {name} is missing (channels: {', '.join(sorted(channels)) or 'none'}); training needs train and "
-                "validation, and for images with JSON annotations also train_annotation and validation_annotation."
+                f"Channel {name} is missing (channels: {', '.join(sorted(channels)) or 'none'}); training needs train "
+                "and validation, and for images with JSON annotations also train_annotation and validation_annotation."
             )
     model = channels["model"].directory if "model" in channels else None
     train, validation = (_read(channels, name, num_classes) for name in ("train", "validation"))
@@ -54,7 +54,7 @@ def _read(channels: dict[str, Channel], name: str, num_classes: int) -> Dataset:
         return read_image_channel(channel.directory, annotation.directory, num_classes)
     if channel.content_type in _IMAGE_TYPES:
         raise UserError(
-            f"Channel {name} holds images ({channel.content_type}), but there is no channel {name}_annotation with their "
-            "JSON annotations; add it."
+            f"Channel {name} holds images ({channel.content_type}), but there is no channel {name}_annotation with "
+            "their JSON annotations; add it."
         )
     return read_record_channel(channel.directory, num_classes)

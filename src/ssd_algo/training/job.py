@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import signal
 import sys
 import time
 import traceback
@@ -31,6 +32,7 @@ def main() -> int:
     log_lines.configure_logging()
     container = Container.from_environment()
     print(log_lines.entry_point("train"), flush=True)
+    signal.signal(signal.SIGTERM, _stop)
     try:
         run(container)
     except Exception as error:
@@ -38,6 +40,12 @@ def main() -> int:
         details = "".join(traceback.format_exception(error)) if isinstance(cause, AlgorithmError) else ""
         return fail(container, cause, details)
     return 0
+
+
+def _stop(*_: object) -> None:
+    """End on SIGTERM; as process 1 of a container the signal would else have no effect."""
+    logger.warning("Stopped by SIGTERM; the best model so far is kept.")
+    sys.exit(0)
 
 
 def run(container: Container) -> None:
@@ -85,7 +93,10 @@ def train(
     symbol = deploy_symbol(network, hp.num_classes, hp.nms_threshold, hp.nms_topk)
     scores: list[float] = []
     setup = time.time() - started
-    print(log_lines.metrics(host, started, time.time(), {"Total Records Seen": 0}, Meta="init_train_data_iter"), flush=True)
+    print(
+        log_lines.metrics(host, started, time.time(), {"Total Records Seen": 0}, Meta="init_train_data_iter"),
+        flush=True,
+    )
     for epoch in range(hp.epochs):
         begun = time.time()
         result = trainer.train_epoch(epoch, loader.epoch(epoch))
@@ -106,7 +117,9 @@ def train(
         seen = {"Total Records Seen": result.examples * (epoch + 1), "Records Since Last Reset": result.examples}
         print(log_lines.metrics(host, begun, time.time(), seen, epoch=epoch, Meta="training_data_iter"), flush=True)
         if schedule.should_stop(hp, scores):
-            logger.info("Early stopping: no improvement of the validation mAP for %d epochs.", hp.early_stopping_patience)
+            logger.info(
+                "Early stopping: no improvement of the validation mAP for %d epochs.", hp.early_stopping_patience
+            )
             break
     if not container.on_platform:
         artifact.pack(container.model_directory, container.packed_model)
@@ -172,8 +185,8 @@ def starting_values(
         return loaded | constants(network)
     if hyperparameters.use_pretrained_model:
         raise UserError(
-            "use_pretrained_model is 1 (the default), but this image holds no ImageNet weights; set use_pretrained_model "
-            "to 0, or give a trained model in a channel named model."
+            "use_pretrained_model is 1 (the default), but this image holds no ImageNet weights; set "
+            "use_pretrained_model to 0, or give a trained model in a channel named model."
         )
     generator = np.random.default_rng(hyperparameters.seed)
     return initial_parameters(network, hyperparameters.image_shape, generator) | constants(network)
@@ -206,7 +219,8 @@ def classify(error: Exception) -> SsdAlgoError:
         return UserError(f"The disk is full: {text}. Use an instance with a larger volume.")
     if isinstance(error, MemoryError) or "out of memory" in text or "bad_alloc" in text:
         return UserError(
-            "The device's memory is exhausted; lower mini_batch_size or image_shape, or use an instance with more memory."
+            "The device's memory is exhausted; lower mini_batch_size or image_shape, or use an instance "
+            "with more memory."
         )
     return AlgorithmError(f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}")
 

@@ -16,16 +16,14 @@ from ssd_algo.contract.hyperparameters import Hyperparameters
 from ssd_algo.data.loader import Batch
 from ssd_algo.errors import UserError
 from ssd_algo.inference.engines import MXNetEngine
-from ssd_algo.model.network import CONSTANTS, Network
-from ssd_algo.model.targets import training_symbol
+from ssd_algo.model.network import CONSTANTS, Network, set_parameters
+from ssd_algo.model.targets import INPUTS, training_symbol
 from ssd_algo.training.schedule import learning_rate
 
 logger = logging.getLogger(__name__)
 
 _READ_EVERY = 10  # steps between reads of the loss, so that a step never waits for the one before
 _LOG_EVERY = 100  # batches
-
-_INPUTS = ("images", "boxes", "classes", "weights")
 
 
 @dataclass(frozen=True)
@@ -61,12 +59,11 @@ class Trainer:
     ) -> None:
         self._network, self._hyperparameters, self._devices = network, hyperparameters, devices
         frozen = frozen_parameters(hyperparameters.freeze_layer_pattern, network)
-        self._block = gluon.SymbolBlock(training_symbol(network, frozen), [mx.sym.var(name) for name in _INPUTS])
+        inputs = [mx.sym.var(name, dtype=dtype) for name, dtype in INPUTS.items()]
+        self._block = gluon.SymbolBlock(training_symbol(network, frozen), inputs)
+        set_parameters(self._block, values, devices)
         self._parameters = self._block.collect_params()
         for name, parameter in self._parameters.items():
-            parameter.shape = values[name].shape
-            parameter.initialize(mx.init.Zero(), ctx=devices)
-            parameter.set_data(mx.nd.array(values[name]))
             parameter.wd_mult = 1.0 if name.endswith(("_weight", "_gamma")) else 0.0
             if name in CONSTANTS or name in frozen:
                 parameter.grad_req = "null"
@@ -138,8 +135,8 @@ class Trainer:
             if not np.isfinite(values).all():
                 raise UserError(
                     f"The loss is not finite at epoch {epoch}, step {number}; lower learning_rate (it is "
-                    f"{self._optimizer.learning_rate:g}) by ten, and check the boxes of the training data. The last good "
-                    "model is kept."
+                    f"{self._optimizer.learning_rate:g}) by ten, and check the boxes of the training data. The last "
+                    "good model is kept."
                 )
             total += values
         return total

@@ -1,0 +1,47 @@
+# Each target does its own set-up; a machine with Python 3.11 is enough.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PROCESSOR ?= gpu
+PRETRAINED ?= 1
+IMAGE ?= ssd-algo:$(PROCESSOR)
+COMPILE := $(BIN)/uv pip compile -q --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	--no-emit-index-url --no-emit-find-links
+
+.PHONY: install demo test lint bench image test-image lock
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml requirements-dev.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --require-hashes -r requirements-dev.txt
+	$(BIN)/pip install -q --no-deps --no-build-isolation -e .
+	$(BIN)/python -c "import cv2" || { apt-get update -qq && apt-get install -y -qq --no-install-recommends libgl1 libglib2.0-0; }
+	touch $@
+
+demo: install
+	$(BIN)/ssd-algo demo
+
+test: install lint
+	$(BIN)/pytest
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: install
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+# --network host: builds need the package registry also where the engine's bridge has no way out.
+image:
+	docker build --network host --build-arg PROCESSOR=$(PROCESSOR) --build-arg PRETRAINED=$(PRETRAINED) -t $(IMAGE) .
+
+test-image: install
+	$(MAKE) image PROCESSOR=cpu PRETRAINED=0 IMAGE=ssd-algo:cpu
+	SSD_ALGO_IMAGE=ssd-algo:cpu $(BIN)/pytest tests/image
+
+lock: install
+	$(COMPILE) --extra cpu --extra dev -o requirements-dev.txt pyproject.toml
+	$(COMPILE) --extra cpu -o docker/requirements-cpu.txt pyproject.toml
+	$(COMPILE) --extra gpu -o docker/requirements-gpu.txt pyproject.toml

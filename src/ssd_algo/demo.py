@@ -1,0 +1,204 @@
+"""A small dataset of drawn shapes, and the whole way over it: channels, training, server, a picture with boxes."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ssd_algo.data.boxes import Boxes, iou
+from ssd_algo.data.images import Pixels
+
+CLASSES = ("circle", "square", "triangle")
+
+HYPERPARAMETERS = {
+    "num_classes": str(len(CLASSES)),
+    "base_network": "resnet-18",
+    "use_pretrained_model": "0",
+    "image_shape": "128",
+    "mini_batch_size": "16",
+    "learning_rate": "0.01",
+    "epochs": "18",
+    "lr_scheduler_step": "12, 16",
+}
+
+_COLOURS = [(220, 40, 40), (30, 140, 60), (40, 80, 220)]  # RGB, one a class
+
+
+def draw_sample(generator: np.random.Generator, width: int, height: int) -> tuple[Pixels, Boxes, NDArray[np.int64]]:
+    """Shapes of several classes, sizes and colours, some overlapping, on a noisy background.
+
+    Returns
+    -------
+    uint8 (H, W, 3) RGB, float32 (R, 4) pixels, int64 (R,)
+    """
+    noise = generator.normal(0, 18, (height, width, 3))
+    image = np.clip(generator.uniform(60, 200, 3) + noise, 0, 255).astype(np.uint8)
+    boxes: list[list[int]] = []
+    classes: list[int] = []
+    for _ in range(int(generator.integers(1, 6))):
+        side = int(generator.uniform(0.15, 0.5) * min(width, height))
+        left, top = int(generator.integers(0, width - side)), int(generator.integers(0, height - side))
+        box = [left, top, left + side, top + side]
+        if boxes and iou(np.asarray([box], dtype=np.float32), np.asarray(boxes, dtype=np.float32)).max() > 0.25:
+            continue  # nothing may hide most of another shape
+        identity = int(generator.integers(len(CLASSES)))
+        _draw_shape(image, identity, box, tuple(int(c) for c in generator.integers(0, 256, 3)))
+        boxes.append(box)
+        classes.append(identity)
+    return image, np.asarray(boxes, dtype=np.float32), np.asarray(classes, dtype=np.int64)
+
+
+def _draw_shape(image: Pixels, identity: int, box: Sequence[int], colour: tuple[int, ...]) -> None:
+    left, top, right, bottom = box[0], box[1], box[2] - 1, box[3] - 1
+    if CLASSES[identity] == "circle":
+        cv2.circle(image, ((left + right) // 2, (top + bottom) // 2), (right - left) // 2, colour, -1, cv2.LINE_AA)
+    elif CLASSES[identity] == "square":
+        cv2.rectangle(image, (left, top), (right, bottom), colour, -1)
+    else:
+        corners = np.asarray([[left, bottom], [right, bottom], [(left + right) // 2, top]], dtype=np.int32)
+        cv2.fillPoly(image, [corners], colour, cv2.LINE_AA)
+
+
+def write_channels(data: Path, train: int, validation: int, generator: np.random.Generator) -> None:
+    """Draw a dataset and lay it out as the four channels of the image format below `data`."""
+    for channel, count in (("train", train), ("validation", validation)):
+        images, annotations = data / channel, data / f"{channel}_annotation"
+        images.mkdir(parents=True)
+        annotations.mkdir()
+        for index in range(count):
+            image, boxes, classes = draw_sample(generator, width=200, height=160)
+            name = f"{channel}-{index:04d}"
+            cv2.imwrite(str(images / f"{name}.jpg"), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+            annotation = make_annotation(f"{name}.jpg", image.shape[1], image.shape[0], boxes, classes)
+            (annotations / f"{name}.json").write_text(json.dumps(annotation))
+
+
+def make_annotation(file: str, width: int, height: int, boxes: Boxes, classes: Iterable[int]) -> dict[str, Any]:
+    """An annotation of the image format; boxes (R, 4) in pixels."""
+    return {
+        "file": file,
+        "image_size": [{"width": width, "height": height, "depth": 3}],
+        "annotations": [
+            {
+                "class_id": int(identity),
+                "left": int(box[0]),
+                "top": int(box[1]),
+                "width": int(box[2] - box[0]),
+                "height": int(box[3] - box[1]),
+            }
+            for identity, box in zip(classes, boxes, strict=True)
+        ],
+        "categories": [{"class_id": identity, "name": name} for identity, name in enumerate(CLASSES)],
+    }
+
+
+def run(train: Sequence[str], serve: Sequence[str], say: Callable[[str], None]) -> Path:
+    """Draw, train, serve, detect; returns the picture's path.
+
+    Parameters
+    ----------
+    train, serve : commands of the two scripts
+    say : called with each line of progress
+    """
+    started = time.time()
+    base = Path(tempfile.mkdtemp(prefix="ssd-algo-demo-"))
+    say(f"Drawing 320 training and 60 validation images of {', '.join(CLASSES)} below {base}.")
+    write_channels(base / "input" / "data", 320, 60, np.random.default_rng(0))
+    config = base / "input" / "config"
+    config.mkdir()
+    (config / "hyperparameters.json").write_text(json.dumps(HYPERPARAMETERS | {"num_training_samples": "320"}))
+    environment = os.environ | {"SAGEMAKER_BASE_DIR": str(base)}
+    say("Training; the log is " + str(base / "train.log"))
+    last = ""
+    with (base / "train.log").open("w") as log:
+        for last in _lines(train, environment):
+            log.write(last)
+            if "validation mAP" in last:
+                say("  " + last[last.index("epoch=") :].strip())
+    say(last.split("] ", 1)[-1].strip())
+    picture = base / "detections.png"
+    paths = sorted((base / "input" / "data" / "validation").iterdir())[:6]
+    with serving(serve, environment, base / "serve.log") as url:
+        drawn = [draw_detections(path, post_image(url, path.read_bytes())["prediction"]) for path in paths]
+    rows = [np.concatenate(drawn[start : start + 3], axis=1) for start in (0, 3)]
+    cv2.imwrite(str(picture), cv2.cvtColor(np.concatenate(rows), cv2.COLOR_RGB2BGR))
+    say(f"Done in {time.time() - started:.0f} s. The detections of 6 validation images: {picture}")
+    return picture
+
+
+def _lines(command: Sequence[str], environment: dict[str, str]) -> Iterator[str]:
+    """The lines that a command prints, as it prints them; it must succeed."""
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield from process.stdout
+    if process.returncode:
+        sys.exit(f"{' '.join(command)} ended with exit code {process.returncode}.")
+
+
+@contextmanager
+def serving(command: Sequence[str], environment: dict[str, str], log: Path) -> Iterator[str]:
+    """A running server, ready for requests; yields its URL."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = environment | {"SAGEMAKER_BIND_TO_PORT": str(port)}
+    url = f"http://127.0.0.1:{port}"
+    with log.open("w") as out, subprocess.Popen(command, env=environment, stdout=out, stderr=out) as process:
+        try:
+            while not is_ready(url):
+                if process.poll() is not None:
+                    sys.exit(f"The server ended with exit code {process.returncode}; see {log}.")
+                time.sleep(0.1)
+            yield url
+        finally:
+            process.terminate()
+
+
+def is_ready(url: str) -> bool:
+    """Whether `/ping` answers 200."""
+    try:
+        with urllib.request.urlopen(f"{url}/ping", timeout=2) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def post_image(url: str, encoded: bytes, accept: str = "application/json") -> dict[str, Any]:
+    """The answer of `/invocations` for an encoded image."""
+    headers = {"Content-Type": "application/x-image", "Accept": accept}
+    request = urllib.request.Request(f"{url}/invocations", data=encoded, headers=headers)
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        document = json.load(answer)
+    assert isinstance(document, dict)
+    return document
+
+
+def draw_detections(path: Path, rows: Iterable[Sequence[float]], threshold: float = 0.4, zoom: int = 2) -> Pixels:
+    """An image with its detections above a score drawn: box, label and score."""
+    image = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+    image = cv2.resize(image, None, fx=zoom, fy=zoom)
+    height, width = image.shape[:2]
+    for identity, score, *box in rows:
+        if score < threshold:
+            continue
+        colour = _COLOURS[int(identity)]
+        left, top, right, bottom = (round(each * side) for each, side in zip(box, (width, height) * 2, strict=True))
+        cv2.rectangle(image, (left, top), (right, bottom), colour, 2)
+        label = f"{CLASSES[int(identity)]} {score:.2f}"
+        (text_width, text_height), _ = cv2.getTextSize(label, cv2.FONT_HERSHEY_SIMPLEX, 0.45, 1)
+        top, left = max(top, text_height + 6), min(left, width - text_width - 4)
+        cv2.rectangle(image, (left, top - text_height - 6), (left + text_width + 4, top), colour, -1)
+        cv2.putText(image, label, (left + 2, top - 4), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (255, 255, 255), 1, cv2.LINE_AA)
+    return np.asarray(image, dtype=np.uint8)

@@ -1,0 +1,101 @@
+"""A real folder tree, the real scripts and a real server, as the platform would use them."""
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ssd_algo import demo
+
+# mxnet 1.9.1 on Python 3.11 leaves an unclosed file and deprecated NumPy names behind while it is imported.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import mxnet  # noqa: F401
+    from gluoncv import model_zoo  # noqa: F401
+
+ROOT = Path(__file__).parents[1]
+TRAIN = [sys.executable, str(ROOT / "scripts" / "train")]
+SERVE = [sys.executable, str(ROOT / "scripts" / "serve")]
+
+# A network and a budget that a test can wait for.
+SMALL = {
+    "num_classes": "3",
+    "num_training_samples": "40",
+    "base_network": "resnet-18",
+    "use_pretrained_model": "0",
+    "image_shape": "128",
+    "mini_batch_size": "8",
+    "learning_rate": "0.005",
+    "epochs": "1",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training: base folder, exit code, what it printed, its failure file."""
+
+    base: Path
+    code: int
+    out: str
+    err: str
+
+    @property
+    def failure(self) -> str:
+        return (self.base / "output" / "failure").read_text()
+
+
+def environment(base: Path, **more: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name != "TRAINING_JOB_NAME"}
+    return kept | {"SAGEMAKER_BASE_DIR": str(base)} | more
+
+
+def train(base: Path, hyperparameters: dict[str, str], **more: str) -> Run:
+    """Run scripts/train over `base` with these hyperparameters."""
+    config = base / "input" / "config"
+    config.mkdir(parents=True, exist_ok=True)
+    (config / "hyperparameters.json").write_text(json.dumps(hyperparameters))
+    done = subprocess.run(TRAIN, env=environment(base, **more), capture_output=True, text=True, timeout=600)
+    return Run(base, done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four channels of drawn shapes: 40 training images (5 batches of 8) and 10 for validation."""
+    data = tmp_path_factory.mktemp("shapes")
+    demo.write_channels(data, 40, 10, np.random.default_rng(0))
+    return data
+
+
+@pytest.fixture
+def base(tmp_path: Path, shapes: Path) -> Path:
+    """A base folder over the shapes, nothing trained yet."""
+    (tmp_path / "input").mkdir()
+    (tmp_path / "input" / "data").symlink_to(shapes)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, shapes: Path) -> Run:
+    """A training of three epochs, outside the platform."""
+    base = tmp_path_factory.mktemp("trained")
+    (base / "input").mkdir()
+    (base / "input" / "data").symlink_to(shapes)
+    run = train(
+        base, SMALL | {"epochs": "3", "lr_scheduler_step": "1, 2", "_tuning_objective_metric": "validation:mAP"}
+    )
+    assert run.code == 0, run.err
+    return run
+
+
+@pytest.fixture(scope="session")
+def url(trained: Run) -> Iterator[str]:
+    """The address of a server over the trained model."""
+    with demo.serving(SERVE, environment(trained.base), trained.base / "serve.log") as address:
+        yield address
