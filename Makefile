@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 PROCESSOR ?= gpu
-PRETRAINED ?= 1
+PRETRAINED ?= 0
 IMAGE ?= ssd-algo:$(PROCESSOR)
 COMPILE := $(BIN)/uv pip compile -q --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	--no-emit-index-url --no-emit-find-links

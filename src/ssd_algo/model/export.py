@@ -28,41 +28,46 @@ def deploy_symbol(network: Network, num_classes: int, nms_threshold: float, nms_
         best, pair = F.topk(F.reshape(scores, shape=(0, -1)), axis=1, k=kept, ret_typ="both", dtype="int32")
         pair = F.cast(pair, dtype="float32")
         anchor = F.floor((pair + 0.5) / num_classes)
-        image = F.reshape(F.contrib.arange_like(best, axis=0), shape=(-1, 1))
-        index = F.stack(F.broadcast_like(image, anchor), anchor, axis=0)
-        anchors = F.var("anchors", shape=(1, *network.anchors.shape))
-        boxes = F.gather_nd(_decoded(offsets, anchors), index)
-        empty = F.zeros_like(best) - 1
         present = best >= SCORE_THRESHOLD
-        rows = F.concat(
-            F.expand_dims(F.where(present, pair - anchor * num_classes, empty), axis=2),
-            F.expand_dims(F.where(present, best, empty), axis=2),
-            boxes,
-            dim=2,
+        empty = F.zeros_like(best) - 1
+        # stack, where and pad throughout: MXNet 1.9.1's oneDNN concat fails on some of these shapes
+        rows = F.stack(
+            F.where(present, pair - anchor * num_classes, empty),
+            F.where(present, best, empty),
+            *_decoded(offsets, F.var("anchors", shape=(1, *network.anchors.shape)), anchor),
+            axis=2,
         )
         rows = F.contrib.box_nms(
             rows, overlap_thresh=nms_threshold, valid_thresh=0, topk=-1, coord_start=2, score_index=1, id_index=0
         )
-        found = F.slice_axis(rows, axis=2, begin=0, end=1) >= 0
-        clipped = F.concat(
-            F.slice_axis(rows, axis=2, begin=0, end=2), F.clip(F.slice_axis(rows, axis=2, begin=2, end=6), 0, 1), dim=2
-        )
-        rows = F.where(F.broadcast_like(found, clipped), clipped, F.zeros_like(clipped) - 1)
-        if kept < nms_topk:
-            rows = F.concat(
-                rows,
-                F.tile(F.slice_axis(F.zeros_like(rows), axis=1, begin=0, end=1) - 1, (1, nms_topk - kept, 1)),
-                dim=1,
-            )
-        return F.identity(rows, name="detections")
+        column = F.reshape(F.contrib.arange_like(rows, axis=2), shape=(1, 1, -1))
+        rows = F.where(F.broadcast_like(column >= 2, rows), F.clip(rows, 0, 1), rows)
+        found = F.broadcast_like(F.slice_axis(rows, axis=2, begin=0, end=1) >= 0, rows)
+        rows = F.where(found, rows, F.zeros_like(rows) - 1)
+        padding = (0, 0, 0, 0, 0, nms_topk - kept, 0, 0)
+        rows = F.pad(F.expand_dims(rows, axis=1), mode="constant", pad_width=padding, constant_value=-1)
+        return F.reshape(rows, shape=(0, -1, 6), name="detections")
 
 
-def _decoded(offsets: mx.sym.Symbol, anchors: mx.sym.Symbol) -> mx.sym.Symbol:
-    """Boxes (B, A, 4) from offsets (B, A, 4) and anchors (1, A, 4): `data.boxes.decode` as a graph."""
-    low = mx.sym.slice_axis(anchors, axis=2, begin=0, end=2)
-    sides = mx.sym.slice_axis(anchors, axis=2, begin=2, end=4) - low
-    shift = mx.sym.slice_axis(offsets, axis=2, begin=0, end=2) * OFFSET_SCALES[0]
-    scale = mx.sym.slice_axis(offsets, axis=2, begin=2, end=4) * OFFSET_SCALES[2]
-    centre = mx.sym.broadcast_add(mx.sym.broadcast_mul(shift, sides), low + sides / 2)
-    half = mx.sym.broadcast_mul(mx.sym.exp(scale), sides) / 2
-    return mx.sym.concat(centre - half, centre + half, dim=2)
+def _decoded(offsets: mx.sym.Symbol, anchors: mx.sym.Symbol, chosen: mx.sym.Symbol) -> list[mx.sym.Symbol]:
+    """Box sides xmin, ymin, xmax, ymax, each (B, K), of the anchors with the indices `chosen` (B, K).
+
+    `data.boxes.decode` as a graph; offsets are (B, A, 4), anchors (1, A, 4).
+    """
+    F = mx.sym
+    image = F.broadcast_like(F.reshape(F.contrib.arange_like(chosen, axis=0), shape=(-1, 1)), chosen)
+    x, y, width, height = _columns(F.gather_nd(offsets, F.stack(image, chosen, axis=0)))
+    left, top, right, bottom = _columns(F.take(F.reshape(anchors, shape=(-3, 0)), chosen))
+    low, high = [], []
+    for start, end, shift, scale, axis in ((left, right, x, width, 0), (top, bottom, y, height, 1)):
+        side = end - start
+        centre = (start + end) / 2 + shift * OFFSET_SCALES[axis] * side
+        half = F.exp(scale * OFFSET_SCALES[2 + axis]) * side / 2
+        low.append(centre - half)
+        high.append(centre + half)
+    return low + high
+
+
+def _columns(boxes: mx.sym.Symbol) -> list[mx.sym.Symbol]:
+    """(B, K, 4) to four of (B, K)."""
+    return [mx.sym.reshape(mx.sym.slice_axis(boxes, axis=2, begin=i, end=i + 1), shape=(0, 0)) for i in range(4)]

@@ -17,8 +17,8 @@ RGB_STD = (58.395, 57.12, 57.375)
 # Fixed values that live beside the trained parameters in the artifact.
 CONSTANTS = ("data_mean", "data_std", "anchors")
 
-# What the heads see of the feature maps. Heads sum over thousands of inputs of size one, so their outputs move that much
-# faster than the backbone's; scaled, a network trains from scratch at 0.001 to 0.01 without its first steps overshooting.
+# How much of the feature maps the heads see. Heads sum over thousands of inputs of size one, so their outputs move that
+# much faster than the backbone's; scaled, training from scratch at 0.001 to 0.01 does not overshoot in its first steps.
 _HEAD_INPUT_SCALE = 0.3
 
 # Extra layers after the backbone's last map: filters, kernel, stride, padding of the 3x3 convolution (the 1x1 before it

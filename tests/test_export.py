@@ -1,0 +1,85 @@
+"""Detections are defined once: the deploy symbol and the predictor's NumPy agree, and both with a naive loop."""
+
+import mxnet as mx
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from ssd_algo.data import boxes as geometry
+from ssd_algo.inference.predictor import select
+from ssd_algo.model import network
+from ssd_algo.model.export import deploy_symbol
+
+
+def run_symbol(
+    symbol: mx.sym.Symbol, values: dict[str, NDArray[np.float32]], data: NDArray[np.float32]
+) -> list[NDArray[np.float32]]:
+    """Bind and run a symbol with MXNet's own means alone."""
+    executor = symbol.simple_bind(mx.cpu(), grad_req="null", data=data.shape)
+    known = {name: mx.nd.array(value) for name, value in values.items()}
+    executor.copy_params_from(known, known, allow_extra_params=True)
+    return [output.asnumpy() for output in executor.forward(is_train=False, data=mx.nd.array(data))]
+
+
+def naive_detections(
+    logits: NDArray[np.float32], offsets: NDArray[np.float32], anchors: geometry.Boxes, threshold: float, topk: int
+) -> list[list[float]]:
+    """The definition, step by step."""
+    pairs = []
+    for anchor, row in enumerate(logits.astype(np.float64)):
+        scores = np.exp(row) / np.exp(row).sum()
+        pairs += [(-score, anchor, identity) for identity, score in enumerate(scores[1:]) if score >= 0.01]
+    kept: list[list[float]] = []
+    for negative, anchor, identity in sorted(pairs)[:topk]:
+        box = geometry.decode(offsets[anchor : anchor + 1], anchors[anchor : anchor + 1])
+        rivals = [np.asarray([row[2:]], dtype=np.float32) for row in kept if row[0] == identity]
+        if all(geometry.iou(rival, box)[0, 0] <= threshold for rival in rivals):
+            kept.append([identity, -negative, *box[0].tolist()])
+    return [[*row[:2], *np.clip(row[2:], 0, 1)] for row in kept]
+
+
+@pytest.fixture(scope="module")
+def built() -> tuple[network.Network, dict[str, NDArray[np.float32]]]:
+    detector = network.build_network("resnet-18", 128, 3)
+    generator = np.random.default_rng(0)
+    values = network.initial_parameters(detector, 128, generator) | network.constants(detector)
+    for name, value in values.items():
+        if name.endswith("_cls_pred_conv_weight"):  # no score so near to 1 that float32 knows no difference to others
+            values[name] = value * 0.2
+    return detector, values
+
+
+@pytest.mark.parametrize("topk", [20, 400, 5000])
+def test_symbol_select_and_naive_loop_agree(
+    built: tuple[network.Network, dict[str, NDArray[np.float32]]], topk: int
+) -> None:
+    detector, values = built
+    images = np.random.default_rng(1).integers(0, 256, (2, 3, 128, 128)).astype(np.float32)
+    logits, offsets = run_symbol(detector.symbol, values, images)
+    (rows,) = run_symbol(deploy_symbol(detector, 3, 0.45, topk), values, images)
+    assert rows.shape == (2, topk, 6)
+    for image in range(2):
+        found = select(logits[image], offsets[image], detector.anchors, 0.45, topk)
+        table = np.concatenate([found.classes[:, None], found.scores[:, None], found.boxes], axis=1)
+        assert 10 < len(table) <= topk
+        assert (rows[image, len(table) :] == -1).all()
+        assert (np.diff(table[:, 1]) <= 0).all()
+        expected = np.asarray(naive_detections(logits[image], offsets[image], detector.anchors, 0.45, topk))
+        # Among thousands some scores are equal, and their order is open.
+        columns = slice(None) if topk <= 400 else 1
+        assert rows[image, : len(table), columns] == pytest.approx(table[:, columns], abs=1e-4)
+        assert table[:, columns] == pytest.approx(expected[:, columns], abs=1e-4)
+
+
+def test_no_detection_when_background_is_certain(
+    built: tuple[network.Network, dict[str, NDArray[np.float32]]],
+) -> None:
+    detector, values = built
+    certain = dict(values)
+    for name, shape in network.parameter_shapes(detector, 128).items():
+        if name.endswith("_cls_pred_conv_bias"):
+            certain[name] = np.where(np.arange(shape[0]) % 4 == 0, 1000, 0).astype(np.float32)
+    (rows,) = run_symbol(deploy_symbol(detector, 3, 0.45, 400), certain, np.zeros((1, 3, 128, 128), dtype=np.float32))
+    assert (rows == -1).all()
+    logits, offsets = run_symbol(detector.symbol, certain, np.zeros((1, 3, 128, 128), dtype=np.float32))
+    assert len(select(logits[0], offsets[0], detector.anchors, 0.45, 400).scores) == 0

@@ -1,0 +1,139 @@
+"""Every refusal by its whole message, every spelling that the platform sends."""
+
+import pytest
+
+from ssd_algo.contract.hyperparameters import Hyperparameters, final_configuration
+from ssd_algo.errors import UserError
+
+LEAST = {"num_classes": "2", "num_training_samples": "10"}
+
+
+def test_defaults_are_the_built_ins() -> None:
+    parsed = Hyperparameters.parse(LEAST)
+    assert parsed.model_dump() == {
+        "num_classes": 2,
+        "num_training_samples": 10,
+        "base_network": "vgg-16",
+        "use_pretrained_model": 1,
+        "epochs": 30,
+        "mini_batch_size": 32,
+        "learning_rate": 0.001,
+        "lr_scheduler_step": (),
+        "lr_scheduler_factor": 0.1,
+        "optimizer": "sgd",
+        "momentum": 0.9,
+        "weight_decay": 0.0005,
+        "overlap_threshold": 0.5,
+        "nms_threshold": 0.45,
+        "nms_topk": 400,
+        "image_shape": 300,
+        "label_width": 350,
+        "freeze_layer_pattern": "",
+        "early_stopping": False,
+        "early_stopping_min_epochs": 10,
+        "early_stopping_patience": 5,
+        "early_stopping_tolerance": 0.0,
+        "kv_store": "device",
+        "seed": 0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("learning_rate", "1e-3", 0.001),
+        ("learning_rate", "1", 1.0),
+        ("lr_scheduler_step", "33, 67", (33, 67)),
+        ("lr_scheduler_step", " ", ()),
+        ("early_stopping", "false", False),
+        ("early_stopping", "True", True),
+        ("early_stopping", "TRUE", True),
+        ("freeze_layer_pattern", "false", ""),
+        ("freeze_layer_pattern", "^(conv1_|conv2_).*", "^(conv1_|conv2_).*"),
+        ("momentum", "0.0", 0.0),
+        ("weight_decay", "0.0", 0.0),
+        ("use_pretrained_model", "0", 0),
+        ("image_shape", "128", 128),
+        ("base_network", "resnet-101", "resnet-101"),
+    ],
+)
+def test_spellings(name: str, text: str, value: object) -> None:
+    assert getattr(Hyperparameters.parse(LEAST | {name: text}), name) == value
+
+
+def test_names_of_the_platform_are_accepted() -> None:
+    Hyperparameters.parse(LEAST | {"_tuning_objective_metric": "validation:mAP", "sagemaker_region": "eu-west-1"})
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "rule"),
+    [
+        ("num_classes", "0", "an integer of at least 1"),
+        ("num_classes", "", "an integer of at least 1"),
+        ("mini_batch_size", "1.5", "an integer of at least 1"),
+        ("image_shape", "127", "an integer of at least 128"),
+        ("learning_rate", "0", "a number above 0 and at most 1"),
+        ("learning_rate", "nan", "a number above 0 and at most 1"),
+        ("learning_rate", "inf", "a number above 0 and at most 1"),
+        ("weight_decay", "1", "a number of at least 0 and below 1"),
+        ("momentum", "-0.1", "a number of at least 0 and at most 1"),
+        ("use_pretrained_model", "2", "an integer of at least 0 and at most 1"),
+        ("early_stopping", "maybe", "True or False"),
+        ("optimizer", "lamb", "one of sgd, adam, rmsprop, adadelta"),
+        ("base_network", "vgg16", "one of vgg-16, resnet-18, resnet-34, resnet-50, resnet-101"),
+        ("lr_scheduler_step", "3,x", "epochs of at least 1 separated by commas, or empty"),
+        ("lr_scheduler_step", "3,,4", "epochs of at least 1 separated by commas, or empty"),
+        ("freeze_layer_pattern", "(conv", "a regular expression, or empty"),
+    ],
+)
+def test_refusals(name: str, text: str, rule: str) -> None:
+    with pytest.raises(UserError) as caught:
+        Hyperparameters.parse(LEAST | {name: text})
+    assert str(caught.value) == f'hyperparameters: {name} is "{text}" and must be {rule}.'
+
+
+def test_all_faults_are_named_at_once() -> None:
+    with pytest.raises(UserError) as caught:
+        Hyperparameters.parse({"num_classes": "x", "mini_batch_siz": "3", "zzz": "1"})
+    assert str(caught.value) == (
+        'hyperparameters: num_classes is "x" and must be an integer of at least 1; num_training_samples is missing and '
+        "must be an integer of at least 1; mini_batch_siz is unknown (did you mean mini_batch_size?); zzz is unknown."
+    )
+
+
+def test_final_configuration_is_the_built_ins_file() -> None:
+    provided = LEAST | {
+        "learning_rate": "1e-2",
+        "_tuning_objective_metric": "validation:mAP",
+        "sagemaker_job_name": "j",
+    }
+    assert final_configuration(provided) == {
+        "base_network": "vgg-16",
+        "use_pretrained_model": "1",
+        "num_classes": "2",
+        "mini_batch_size": "32",
+        "epochs": "30",
+        "learning_rate": "1e-2",
+        "lr_scheduler_step": "",
+        "lr_scheduler_factor": "0.1",
+        "optimizer": "sgd",
+        "momentum": "0.9",
+        "weight_decay": "0.0005",
+        "overlap_threshold": "0.5",
+        "nms_threshold": "0.45",
+        "num_training_samples": "10",
+        "image_shape": "300",
+        "_tuning_objective_metric": "validation:mAP",
+        "_kvstore": "device",
+        "kv_store": "device",
+        "_num_kv_servers": "auto",
+        "label_width": "350",
+        "freeze_layer_pattern": "",
+        "nms_topk": "400",
+        "early_stopping": "False",
+        "early_stopping_min_epochs": "10",
+        "early_stopping_patience": "5",
+        "early_stopping_tolerance": "0.0",
+        "_begin_epoch": "0",
+        "seed": "0",
+    }

@@ -1,0 +1,82 @@
+"""Every kind of image becomes upright RGB."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ssd_algo.data import images
+
+# Left half red, right half blue, 40 x 20: grayscale by Rec. 601 is 76 and 29.
+PICTURE = Image.new("RGB", (40, 20), (255, 0, 0))
+PICTURE.paste((0, 0, 255), (20, 0, 40, 20))
+
+
+def encode(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def sixteen_bit() -> Image.Image:
+    return Image.fromarray(np.full((20, 40), 0x8040, dtype=np.uint16))
+
+
+@pytest.mark.parametrize(
+    ("encoded", "left", "right"),
+    [
+        (encode(PICTURE, "PNG"), (255, 0, 0), (0, 0, 255)),
+        (encode(PICTURE, "JPEG", quality=95), (254, 0, 0), (0, 0, 254)),
+        (encode(PICTURE, "JPEG", quality=95, progressive=True), (254, 0, 0), (0, 0, 254)),
+        (encode(PICTURE.convert("L"), "PNG"), (76, 76, 76), (29, 29, 29)),
+        (encode(PICTURE.convert("L"), "JPEG"), (76, 76, 76), (29, 29, 29)),
+        (encode(PICTURE.convert("P", palette=Image.Palette.ADAPTIVE), "PNG"), (255, 0, 0), (0, 0, 255)),
+        (encode(PICTURE.convert("RGBA"), "PNG"), (255, 0, 0), (0, 0, 255)),
+        (encode(PICTURE.convert("LA"), "PNG"), (76, 76, 76), (29, 29, 29)),
+        (encode(PICTURE.convert("CMYK"), "JPEG", quality=95), (254, 0, 0), (0, 0, 254)),
+        (encode(PICTURE.convert("1"), "PNG"), None, None),
+        (encode(sixteen_bit(), "PNG"), (0x80, 0x80, 0x80), (0x80, 0x80, 0x80)),
+    ],
+    ids=["png", "jpeg", "progressive", "gray-png", "gray-jpeg", "palette", "rgba", "la", "cmyk", "1-bit", "16-bit"],
+)
+def test_kinds(encoded: bytes, left: tuple[int, ...] | None, right: tuple[int, ...] | None) -> None:
+    decoded = images.decode(encoded)
+    assert decoded.shape == (20, 40, 3)
+    assert decoded.dtype == np.uint8
+    assert images.upright_size(encoded) == (40, 20)
+    if left is not None:
+        assert decoded[10, 5] == pytest.approx(left, abs=3)
+        assert decoded[10, 35] == pytest.approx(right, abs=3)
+
+
+# EXIF orientation -> where the red (left) half of the stored picture is seen.
+@pytest.mark.parametrize(
+    ("orientation", "size", "red_at"),
+    [(1, (40, 20), (10, 5)), (3, (40, 20), (10, 35)), (6, (20, 40), (5, 10)), (8, (20, 40), (35, 10))],
+)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_exif_orientation_is_applied(
+    kind: str, orientation: int, size: tuple[int, int], red_at: tuple[int, int]
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    encoded = encode(PICTURE, kind, exif=exif)
+    decoded = images.decode(encoded)
+    assert (decoded.shape[1], decoded.shape[0]) == size
+    assert images.upright_size(encoded) == size
+    assert decoded[red_at] == pytest.approx((255, 0, 0), abs=3)
+
+
+@pytest.mark.parametrize("encoded", [b"", b"no image", encode(PICTURE, "PNG")[:40], b"\xff\xd8\xff"])
+def test_not_an_image(encoded: bytes) -> None:
+    with pytest.raises(images.NotAnImage) as caught:
+        images.decode(encoded)
+    assert str(caught.value) == f"the {len(encoded)} bytes are no image that can be decoded"
+
+
+def test_to_square_ignores_the_aspect_ratio() -> None:
+    square = images.to_square(images.decode(encode(PICTURE, "PNG")), 10)
+    assert square.shape == (10, 10, 3)
+    assert square[0, 0].tolist() == [255, 0, 0]
+    assert square[9, 9].tolist() == [0, 0, 255]
