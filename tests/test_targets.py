@@ -84,7 +84,7 @@ def test_loss_is_that_of_a_naive_loop(seed: int) -> None:
 def test_two_boxes_that_want_one_anchor() -> None:
     # Both lie best with the 2x2 map's first anchor; the better fitting one gets it.
     anchor = ANCHORS[-16]
-    boxes = np.stack([anchor + [0, 0, 0.05, 0.05], anchor]).astype(np.float32)[None]
+    boxes = np.stack([anchor + np.asarray([0, 0, 0.05, 0.05]), anchor]).astype(np.float32)[None]
     classes = np.asarray([[0, 1]], dtype=np.float32)
     positive, matched, matched_classes = targets.match(
         mx.nd, *(mx.nd.array(each) for each in (ANCHORS[None], boxes, classes))

@@ -121,22 +121,31 @@ def into_window(boxes: Boxes, classes: NDArray[np.int64], window: Window, side: 
 
 def cut(image: Pixels, window: Window, side: int, interpolation: int) -> Pixels:
     """The window of the image as a square (side, side, 3); `FILL` where it reaches beyond the image."""
-    height, width = image.shape[:2]
-    left, top = max(0, round(window[0])), max(0, round(window[1]))
-    right, bottom = min(width, max(left + 1, round(window[2]))), min(height, max(top + 1, round(window[3])))
-    scale_x, scale_y = side / (window[2] - window[0]), side / (window[3] - window[1])
-    to_left, to_top = max(0, round((left - window[0]) * scale_x)), max(0, round((top - window[1]) * scale_y))
-    to_right = min(side, max(to_left + 1, round((right - window[0]) * scale_x)))
-    to_bottom = min(side, max(to_top + 1, round((bottom - window[1]) * scale_y)))
-    part = cv2.resize(
-        image[top:bottom, left:right], (to_right - to_left, to_bottom - to_top), interpolation=interpolation
+    (left, right, to_left, to_right), (top, bottom, to_top, to_bottom) = (
+        _span(window[axis], window[axis + 2], image.shape[1 - axis], side) for axis in (0, 1)
     )
-    if part.shape[:2] == (side, side):
-        return np.asarray(part, dtype=np.uint8)
+    if (to_left, to_top, to_right, to_bottom) == (0, 0, side, side):
+        return _resize(image[top:bottom, left:right], side, side, interpolation)
     square = np.empty((side, side, 3), dtype=np.uint8)
     square[:] = FILL
-    square[to_top:to_bottom, to_left:to_right] = part
+    if right > left and bottom > top:  # a zoom-out's part without objects may miss the image altogether
+        square[to_top:to_bottom, to_left:to_right] = _resize(
+            image[top:bottom, left:right], to_right - to_left, to_bottom - to_top, interpolation
+        )
     return square
+
+
+def _span(start: float, end: float, length: int, side: int) -> tuple[int, int, int, int]:
+    """Along one axis: which pixels of the image the window shows, from and to, and where they come in the square."""
+    first, last = max(0, round(start)), min(length, max(round(start) + 1, round(end)))
+    scale = side / (end - start)
+    to_first = min(side - 1, max(0, round((first - start) * scale)))
+    to_last = min(side, max(to_first + 1, round((last - start) * scale)))
+    return first, last, to_first, to_last
+
+
+def _resize(image: Pixels, width: int, height: int, interpolation: int) -> Pixels:
+    return np.asarray(cv2.resize(image, (width, height), interpolation=interpolation), dtype=np.uint8)
 
 
 def mirror(image: Pixels, boxes: Boxes) -> tuple[Pixels, Boxes]:

@@ -226,7 +226,7 @@ def unpacked(channel: Path) -> Path:
                 if source is not None:
                     _copy(source, directory / name)
     except (tarfile.TarError, EOFError, gzip.BadGzipFile) as error:
-        raise UserError(f"{archive} is damaged ({error}); upload it again.") from error
+        raise UserError(f"{archive} is damaged and cannot be unpacked; upload it again.") from error
     return directory
 
 

@@ -1,0 +1,170 @@
+"""Failures through the front door: exit code, failure file, standard error, what is left."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SMALL, Run, train
+
+from ssd_algo import demo
+
+
+def assert_refused(run: Run, sentence: str) -> None:
+    assert run.failure == f"ClientError: {sentence}"
+    assert run.err.splitlines()[-1] == f"ClientError: {sentence}"
+    assert "Traceback" not in run.out + run.err
+    assert run.code == 2
+
+
+def test_wrong_hyperparameters(base: Path) -> None:
+    run = train(base, SMALL | {"mini_batch_siz": "4", "epochs": "0"})
+    assert_refused(
+        run,
+        'hyperparameters: epochs is "0" and must be an integer of at least 1; mini_batch_siz is unknown (did you mean '
+        "mini_batch_size?).",
+    )
+
+
+def test_missing_channel(tmp_path: Path) -> None:
+    (tmp_path / "input" / "data" / "train").mkdir(parents=True)
+    assert_refused(
+        train(tmp_path, SMALL),
+        "Channel validation is missing (channels: train); training needs train and validation, and for images with JSON "
+        "annotations also train_annotation and validation_annotation.",
+    )
+
+
+def test_images_without_annotation_channel(tmp_path: Path) -> None:
+    for channel in ("train", "validation"):
+        (tmp_path / "input" / "data" / channel).mkdir(parents=True)
+    config = tmp_path / "input" / "config"
+    config.mkdir()
+    channels = {"train": {"ContentType": "image/jpeg"}, "validation": {"ContentType": "image/jpeg"}}
+    (config / "inputdataconfig.json").write_text(json.dumps(channels))
+    assert_refused(
+        train(tmp_path, SMALL),
+        "Channel train holds images (image/jpeg), but there is no channel train_annotation with their JSON annotations; "
+        "add it.",
+    )
+
+
+def test_unknown_content_type(base: Path) -> None:
+    config = base / "input" / "config"
+    config.mkdir()
+    channels = {"train": {"ContentType": "text/csv"}, "validation": {}}
+    (config / "inputdataconfig.json").write_text(json.dumps(channels))
+    assert_refused(
+        train(base, SMALL),
+        "Channel train has the content type text/csv; it must be application/x-recordio or one of image/jpeg, image/png, "
+        "application/x-image.",
+    )
+
+
+def test_channel_without_a_folder(base: Path) -> None:
+    config = base / "input" / "config"
+    config.mkdir()
+    (config / "inputdataconfig.json").write_text(json.dumps({"train": {}, "validation": {}, "train_annotation": {}}))
+    (base / "input" / "data").unlink()
+    assert_refused(
+        train(base, SMALL),
+        f"Channel train has no folder {base}/input/data/train; check the S3 prefix of the channel.",
+    )
+
+
+def test_several_hosts(base: Path) -> None:
+    config = base / "input" / "config"
+    config.mkdir()
+    (config / "resourceconfig.json").write_text(json.dumps({"current_host": "algo-1", "hosts": ["algo-2", "algo-1"]}))
+    assert_refused(
+        train(base, SMALL),
+        "The job has 2 hosts (algo-1, algo-2), but this version trains on one machine; set instance_count to 1 and choose "
+        "an instance with more GPUs.",
+    )
+
+
+def test_pretrained_weights_that_are_not_there(base: Path) -> None:
+    assert_refused(
+        train(base, SMALL | {"use_pretrained_model": "1"}),
+        "use_pretrained_model is 1 (the default), but this image holds no ImageNet weights; set use_pretrained_model to 0, "
+        "or give a trained model in a channel named model.",
+    )
+
+
+def test_loss_that_is_not_finite(tmp_path: Path, trained: Run) -> None:
+    """The last good model of the folder stays."""
+    demo.write_channels(tmp_path / "input" / "data", 8, 2, np.random.default_rng(0))
+    (tmp_path / "model").mkdir()
+    good = {path.name: path.read_bytes() for path in (trained.base / "model").iterdir()}
+    for name, content in good.items():
+        (tmp_path / "model" / name).write_bytes(content)
+    run = train(tmp_path, SMALL | {"base_network": "vgg-16", "learning_rate": "1", "mini_batch_size": "1"})
+    epoch, step = run.failure.split("epoch ")[1].split(";")[0].split(", step ")
+    assert_refused(
+        run,
+        f"The loss is not finite at epoch {epoch}, step {step}; lower learning_rate (it is 1) by ten, and check the boxes "
+        "of the training data. The last good model is kept.",
+    )
+    assert epoch == "0"
+    assert int(step) in range(2, 9)  # the first step still has the initial weights
+    assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == good
+
+
+def model_channel(base: Path, hyperparameters: dict[str, str]) -> None:
+    with tarfile.open(base / "model.tar.gz", "w:gz") as tar:
+        for name in ("model_algo_1-symbol.json", "model_algo_1-0000.params", "hyperparams.json"):
+            content = json.dumps(hyperparameters).encode() if name == "hyperparams.json" else b"x"
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        (
+            {"base_network": "vgg-16"},
+            "Channel model holds a model with base_network vgg-16, but the hyperparameter base_network is resnet-18; they "
+            "must be the same.",
+        ),
+        (
+            {"num_classes": "20"},
+            "Channel model holds a model with num_classes 20, but the hyperparameter num_classes is 3; they must be the "
+            "same.",
+        ),
+    ],
+)
+def test_model_channel_that_does_not_agree(
+    tmp_path: Path, shapes: Path, changed: dict[str, str], sentence: str
+) -> None:
+    data = tmp_path / "input" / "data"
+    data.mkdir(parents=True)
+    for folder in shapes.iterdir():
+        (data / folder.name).symlink_to(folder)
+    (data / "model").mkdir()
+    model_channel(data / "model", SMALL | {"nms_threshold": "0.45", "nms_topk": "400"} | changed)
+    assert_refused(train(tmp_path, SMALL), sentence)
+
+
+def test_our_own_faults_keep_their_traceback(base: Path) -> None:
+    """A model folder that is a file: the sentence first, then the traceback, exit code 1."""
+    (base / "output").mkdir()
+    (base / "input" / "config").mkdir()
+    (base / "input" / "config" / "resourceconfig.json").write_text(json.dumps({"hosts": 5}))
+    run = train(base, SMALL)
+    assert run.code == 1
+    sentence = "AlgorithmError: TypeError: 'int' object is not iterable"
+    assert run.failure.splitlines()[0] == sentence
+    assert "Traceback (most recent call last):" in run.failure
+    assert sentence in run.err
+
+
+def test_a_broken_mxnet_still_leaves_a_failure_file(base: Path) -> None:
+    broken = base / "broken"
+    broken.mkdir()
+    (broken / "mxnet.py").write_text("raise OSError('libcuda.so.1: cannot open shared object file')")
+    run = train(base, SMALL, PYTHONPATH=str(broken))
+    assert run.code == 1
+    assert run.failure.splitlines()[0] == "AlgorithmError: OSError: libcuda.so.1: cannot open shared object file"

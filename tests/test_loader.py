@@ -1,0 +1,104 @@
+"""Worker processes and the batches they make."""
+
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ssd_algo.data.annotations import read_image_channel
+from ssd_algo.data.loader import Loader, epoch_order
+from ssd_algo.data.samples import Sample
+from ssd_algo.errors import AlgorithmError, UserError
+
+
+@pytest.fixture(scope="module")
+def samples(shapes: Path) -> list[Sample]:
+    return read_image_channel(shapes / "train", shapes / "train_annotation", 3).samples
+
+
+def copies(loader: Loader, epoch: int) -> list[tuple[np.ndarray, ...]]:
+    return [
+        (batch.images.copy(), batch.boxes.copy(), batch.classes.copy(), batch.weights.copy())
+        for batch in loader.epoch(epoch)
+    ]
+
+
+def test_every_sample_counts_once_an_epoch() -> None:
+    batches = epoch_order(10, 4, seed=0, epoch=0)
+    assert [real for _, real in batches] == [4, 4, 2]
+    assert all(len(indices) == 4 for indices, _ in batches)
+    assert sorted(index for indices, real in batches for index in indices[:real]) == list(range(10))
+
+
+def test_a_batch_larger_than_the_set() -> None:
+    ((indices, real),) = epoch_order(3, 8, seed=0, epoch=0)
+    assert real == 3
+    assert len(indices) == 8
+    assert set(indices) == {0, 1, 2}
+
+
+def test_epochs_differ_and_repeat_with_the_seed() -> None:
+    def order(seed: int, epoch: int) -> list[int]:
+        return [int(index) for indices, _ in epoch_order(50, 10, seed, epoch) for index in indices]
+
+    assert order(0, 0) == order(0, 0)
+    assert order(0, 0) != order(0, 1)
+    assert order(0, 0) != order(1, 0)
+
+
+def test_batches(samples: list[Sample]) -> None:
+    with Loader(samples[:18], 64, 8, workers=2, seed=0) as loader:
+        assert loader.steps() == 3
+        batches = copies(loader, 0)
+    assert [each[3].tolist() for each in batches] == [[1] * 8, [1] * 8, [1, 1] + [0] * 6]
+    for images, boxes, classes, _ in batches:
+        assert images.shape == (8, 64, 64, 3)
+        assert images.dtype == np.uint8
+        real = classes >= 0
+        assert real.any(axis=1).all()
+        assert ((boxes >= 0) & (boxes <= 1)).all()
+        assert (boxes[..., 2:] > boxes[..., :2]).all(axis=2)[real].all()
+        assert (boxes[~real] == 0).all()
+
+
+def test_batches_do_not_depend_on_the_number_of_workers(samples: list[Sample]) -> None:
+    outcomes = []
+    for workers in (1, 3):
+        with Loader(samples, 32, 8, workers, seed=3) as loader:
+            outcomes.append([copies(loader, 0), copies(loader, 1)])
+    for first, second in zip(outcomes[0], outcomes[1], strict=True):
+        for one, two in zip(first, second, strict=True):
+            assert all((a == b).all() for a, b in zip(one, two, strict=True))
+    assert not (outcomes[0][0][0][0] == outcomes[0][1][0][0]).all()
+
+
+def test_an_image_that_cannot_be_decoded_is_named(samples: list[Sample], tmp_path: Path) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no image")
+    bad = Sample("broken.jpg", broken, -1, samples[0].boxes, samples[0].classes, samples[0].difficult)
+    with Loader([*samples[:3], bad], 32, 4, workers=1, seed=0) as loader, pytest.raises(UserError) as caught:
+        list(loader.epoch(0))
+    assert str(caught.value) == ("broken.jpg: the 8 bytes are no image that can be decoded; replace the image.")
+
+
+def test_a_dead_worker_is_an_error_at_once(samples: list[Sample]) -> None:
+    with Loader(samples, 32, 4, workers=1, seed=0) as loader:
+        batches = loader.epoch(0)
+        next(batches)
+        (worker,) = multiprocessing.active_children()
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGKILL)
+        with pytest.raises(AlgorithmError) as caught:
+            list(batches)
+    assert str(caught.value) == ("A process that loads images ended with exit code -9, perhaps for want of memory.")
+
+
+def test_nothing_is_left_behind(samples: list[Sample]) -> None:
+    before = set(os.listdir("/dev/shm"))
+    with Loader(samples, 32, 4, workers=2, seed=0) as loader:
+        next(loader.epoch(0))
+        assert set(os.listdir("/dev/shm")) == before
+    assert multiprocessing.active_children() == []

@@ -1,0 +1,125 @@
+"""`train` through its front door: real folders, the real script, its log, its artifact."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SMALL, Run, train
+
+from ssd_algo import demo
+from ssd_algo.contract.log_lines import METRIC_DEFINITIONS
+from ssd_algo.data import recordio
+from ssd_algo.data.annotations import read_image_channel, read_record_channel
+
+
+def losses(run: Run) -> list[str]:
+    return re.findall(r"epoch=0, batch=\S+ train (\S+ <loss>=\(\S+\))", run.out)
+
+
+def test_metric_definitions_find_their_values(trained: Run) -> None:
+    found = {each["Name"]: re.findall(each["Regex"], trained.out) for each in METRIC_DEFINITIONS}
+    assert [float(value) for value in found["train:progress"]] == pytest.approx([33.3, 66.7, 100.0])
+    for name in ("train:smooth_l1", "train:cross_entropy", "train:throughput", "validation:mAP"):
+        values = [float(value) for value in found[name]]
+        assert len(values) == 3  # once an epoch
+        assert all(np.isfinite(values))
+
+
+def test_log_lines_to_the_letter(trained: Run) -> None:
+    prefix = r"\[\d\d/\d\d/\d{4} \d\d:\d\d:\d\d (INFO|WARNING) \d+\] "
+    best = max(float(value) for value in re.findall(r"mAP <score>=\((\S+)\)", trained.out))
+    lines = [
+        r"Docker entrypoint called with argument\(s\): train",
+        prefix + r"Final configuration: \{'num_classes': '3', .*\}",
+        r'#metrics \{"StartTime": .*"Meta": "init_train_data_iter".*\}',
+        prefix + r"Epoch:    0, batches:      5, num_examples:     40, \S+ samples/sec, epoch time so far:  0:\S+",
+        prefix + r"#quality_metric: host=algo-1, epoch=0, batch=5 train cross_entropy <loss>=\(\S+\)",
+        prefix + r"#quality_metric: host=algo-1, epoch=0, batch=5 train smooth_l1 <loss>=\(\S+\)",
+        prefix + r"#throughput_metric: host=algo-1, train throughput=\S+ records/second",
+        prefix + r"#quality_metric: host=algo-1, epoch=0, validation mAP <score>=\(\S+\)",
+        prefix + rf"Updating the best model with validation-mAP={best!r}",
+        prefix + rf'Saved checkpoint to "{trained.base}/model/model_algo_1-0000\.params"',
+        prefix + r"#progress_metric: host=algo-1, completed 33\.3 % of epochs",
+        # 5 batches an epoch: the first step of the second epoch is the sixth.
+        prefix + r"Update\[6\]: Change learning rate to 5\.00000e-04",
+        prefix + r"Update\[11\]: Change learning rate to 5\.00000e-05",
+        prefix + r"Test data is not provided\.",
+        r'#metrics \{.*"Metrics": \{"epochs": \{"sum": 3\.0,.*"setuptime".*"totaltime".*\}',
+        prefix + rf"Training finished: best validation mAP {best:.4f} at epoch \d\.",
+    ]
+    for line in lines:
+        assert re.search(f"^{line}$", trained.out, re.MULTILINE), line
+    assert trained.out.rstrip().splitlines()[-1].endswith(".")
+    assert "Training finished" in trained.out.rstrip().splitlines()[-1]
+
+
+def test_same_seed_same_losses_and_recordio_is_the_same_data(base: Path, tmp_path: Path, shapes: Path) -> None:
+    """The image format twice, then its data as RecordIO: the same samples, and equal losses."""
+    images = train(base, SMALL)
+    assert images.code == 0, images.err
+    records = tmp_path / "records"
+    for channel in ("train", "validation"):
+        dataset = read_image_channel(shapes / channel, shapes / f"{channel}_annotation", 3)
+        folder = records / "input" / "data" / channel
+        folder.mkdir(parents=True)
+        payloads = (
+            recordio.pack(number, sample.boxes, sample.classes, sample.encoded())
+            for number, sample in enumerate(dataset.samples)
+        )
+        recordio.write_records(folder / "data.rec", payloads)
+        again = read_record_channel(folder, 3)
+        for one, two in zip(dataset.samples, again.samples, strict=True):
+            assert one.classes.tolist() == two.classes.tolist()
+            assert one.boxes == pytest.approx(two.boxes, abs=1e-6)
+            assert one.encoded() == two.encoded()
+    config = records / "input" / "config"
+    config.mkdir()
+    channel = {"ContentType": "application/x-recordio", "TrainingInputMode": "File"}
+    (config / "inputdataconfig.json").write_text(json.dumps({"train": channel, "validation": channel}))
+    (config / "resourceconfig.json").write_text(json.dumps({"current_host": "algo-7", "hosts": ["algo-7"]}))
+    run = train(records, SMALL)
+    assert run.code == 0, run.err
+    assert "host=algo-7" in run.out
+    assert len(losses(images)) == 2
+    assert losses(run) == losses(images)
+
+
+def test_images_without_objects_are_trained_on_and_scored(tmp_path: Path) -> None:
+    data = tmp_path / "input" / "data"
+    demo.write_channels(data, 8, 4, np.random.default_rng(0))
+    for channel in ("train", "validation"):
+        for path in sorted((data / f"{channel}_annotation").iterdir())[::2]:
+            document = json.loads(path.read_text())
+            path.write_text(json.dumps(document | {"annotations": []}))
+    run = train(tmp_path, SMALL | {"mini_batch_size": "4"})
+    assert run.code == 0, run.err
+    assert "Training on 8 images, validating on 4." in run.out
+
+
+def test_on_the_platform_the_artifact_is_not_packed(base: Path) -> None:
+    run = train(base, SMALL, TRAINING_JOB_NAME="job-1")
+    assert run.code == 0, run.err
+    assert (base / "model" / "hyperparams.json").is_file()
+    assert not (base / "output" / "model.tar.gz").exists()
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["model.tar.gz", "its contents"])
+def test_training_goes_on_from_a_model_channel(tmp_path: Path, shapes: Path, trained: Run, packed: bool) -> None:
+    data = tmp_path / "input" / "data"
+    data.mkdir(parents=True)
+    for folder in shapes.iterdir():
+        (data / folder.name).symlink_to(folder)
+    (data / "model").mkdir()
+    source = [trained.base / "output" / "model.tar.gz"] if packed else (trained.base / "model").iterdir()
+    for path in source:
+        (data / "model" / path.name).write_bytes(path.read_bytes())
+    # use_pretrained_model stays 1: the model's weights are the better start.
+    hyperparameters = {name: value for name, value in SMALL.items() if name != "use_pretrained_model"}
+    run = train(tmp_path, hyperparameters | {"learning_rate": "0.0001"})
+    assert run.code == 0, run.err
+    assert "Training starts from the model of channel model." in run.out
+    first = [float(value) for value in re.findall(r"cross_entropy <loss>=\((\S+)\)", trained.out)]
+    (going_on,) = (float(value) for value in re.findall(r"cross_entropy <loss>=\((\S+)\)", run.out))
+    assert going_on < first[0]
