@@ -31,7 +31,7 @@ lint: install
 	$(BIN)/mypy
 
 bench: install
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+	for script in $$(ls benchmarks/*.py); do $(BIN)/python $$script || exit 1; done
 
 # --network host: builds need the package registry also where the engine's bridge has no way out.
 image:

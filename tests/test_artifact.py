@@ -76,8 +76,8 @@ def test_missing_files(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         artifact.describe(tmp_path)
     assert str(caught.value) == (
-        f"{tmp_path} holds no model: model_algo_1-symbol.json, model_algo_1-0000.params, hyperparams.json missing; unpack "
-        "a model.tar.gz made by training there."
+        f"{tmp_path} holds no model: model_algo_1-symbol.json, model_algo_1-0000.params, hyperparams.json missing; "
+        "unpack a model.tar.gz made by training there."
     )
 
 
