@@ -67,6 +67,19 @@ def test_file_may_name_the_folder_above_the_channel(tmp_path: Path) -> None:
     assert [sample.name for sample in read(tmp_path).samples] == ["a.jpg"]
 
 
+def test_a_byte_order_mark_and_whole_floats_are_fine(tmp_path: Path) -> None:
+    write_image(tmp_path / "train" / "a.jpg")
+    write_annotation(tmp_path, "a.json", "\ufeff" + json.dumps(document(image_size=[{"width": 40.0, "height": 20.0}])))
+    assert len(read(tmp_path).samples) == 1
+
+
+def test_hidden_folders_are_left_out(tmp_path: Path) -> None:
+    write_image(tmp_path / "train" / "a.jpg")
+    write_annotation(tmp_path, "a.json", document())
+    write_annotation(tmp_path, ".ipynb_checkpoints/a-checkpoint.json", document())
+    assert len(read(tmp_path).samples) == 1
+
+
 def test_image_without_objects_is_kept(tmp_path: Path) -> None:
     write_image(tmp_path / "train" / "a.jpg")
     write_annotation(tmp_path, "a.json", document(annotations=[]))
@@ -155,6 +168,15 @@ def test_images_without_annotation_are_left_out_and_said(tmp_path: Path, caplog:
             "image of 40 x 20 pixels; correct it.",
         ),
         (
+            document(categories=3),
+            'train_annotation/a.json: property "categories" must be a list of {"class_id": ..., "name": ...}.',
+        ),
+        (
+            document(annotations=[OBJECT | {"left": 1e300}]),
+            "train_annotation/a.json: annotation 0 must have the numbers class_id, left, top, width and height; it is "
+            "{'class_id': 1, 'left': 1e+300, 'top': 4, 'width': 20, 'height': 8}.",
+        ),
+        (
             document(categories=[{"name": "dog"}]),
             "train_annotation/a.json: an entry of \"categories\" must have class_id and name; it is {'name': 'dog'}.",
         ),
@@ -187,9 +209,7 @@ def test_file_that_is_no_image(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "a.jpg").write_bytes(b"text")
     write_annotation(tmp_path, "a.json", document())
-    with pytest.raises(
-        UserError, match=r"^a\.jpg: the 4 bytes are no image \(cannot identify .*\); replace the file\.$"
-    ):
+    with pytest.raises(UserError, match=r"^a\.jpg: the file is no image; replace the file\.$"):
         read(tmp_path)
 
 

@@ -58,17 +58,21 @@ def test_unpacked_takes_known_plain_files_only(tmp_path: Path, trained: Run) -> 
         link = tarfile.TarInfo("classes.json")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(link)
-    directory = artifact.unpacked(tmp_path)
-    assert sorted(path.name for path in directory.iterdir()) == sorted(
-        path.name for path in (trained.base / "model").iterdir()
-    )
-    assert artifact.describe(directory).class_names == {0: "circle", 1: "square", 2: "triangle"}
+    with artifact.unpacked(tmp_path) as directory:
+        for path in (trained.base / "model").iterdir():
+            assert (directory / path.name).read_bytes() == path.read_bytes()
+        assert len(list(directory.iterdir())) == 4
+        assert artifact.describe(directory).class_names == {0: "circle", 1: "square", 2: "triangle"}
+    assert not directory.exists()
 
 
-def test_damaged_archive(tmp_path: Path) -> None:
-    (tmp_path / "model.tar.gz").write_bytes(b"no archive")
-    with pytest.raises(UserError) as caught:
-        artifact.unpacked(tmp_path)
+@pytest.mark.parametrize("damage", [0, 5_000_000, -20_000_000, -6], ids=["start", "data", "middle", "checksum"])
+def test_damaged_archive(tmp_path: Path, trained: Run, damage: int) -> None:
+    content = bytearray((trained.base / "output" / "model.tar.gz").read_bytes())
+    content[damage] ^= 0xFF
+    (tmp_path / "model.tar.gz").write_bytes(content)
+    with pytest.raises(UserError) as caught, artifact.unpacked(tmp_path):
+        pass
     assert str(caught.value) == (f"{tmp_path}/model.tar.gz is damaged and cannot be unpacked; upload it again.")
 
 

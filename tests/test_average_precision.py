@@ -76,6 +76,11 @@ def test_difficult_objects_neither_count_nor_cost() -> None:
     assert average_precisions(truths, [found([0, 0.9, *BOX], [0, 0.8, *ELSEWHERE])], 0.5) == {0: 1.0}
 
 
+def test_class_with_difficult_objects_only_is_left_out() -> None:
+    truths = [truth([0, *BOX], [1, *ELSEWHERE], difficult=[False, True])]
+    assert average_precisions(truths, [found([0, 0.9, *BOX], [1, 0.9, *ELSEWHERE])], 0.5) == {0: 1.0}
+
+
 def test_iou_at_the_threshold_is_not_enough() -> None:
     # Half of the box in one direction: IoU 1/2 exactly.
     half = found([0, 0.9, 0, 0, 1, 0.5])

@@ -19,13 +19,13 @@ def test_channels_of_the_configuration(tmp_path: Path) -> None:
         "inputdataconfig",
         {
             "train": {"ContentType": "Application/X-Image; v=1", "TrainingInputMode": "File"},
-            "validation": {"TrainingInputMode": "File"},
+            "validation": {"TrainingInputMode": "Pipe"},
         },
     )
     data = tmp_path / "input" / "data"
     assert Container(tmp_path).channels() == {
         "train": Channel("train", data / "train", "application/x-image"),
-        "validation": Channel("validation", data / "validation", ""),
+        "validation": Channel("validation", data / "validation", "", "Pipe"),
     }
 
 

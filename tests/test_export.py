@@ -72,6 +72,32 @@ def test_symbol_select_and_naive_loop_agree(
         assert table == pytest.approx(np.asarray(expected), abs=1e-4)
 
 
+def test_more_pairs_than_float32_counts() -> None:
+    """24,564 anchors x 700 classes are 17,194,800 pairs, more than 2^24 = 16,777,216."""
+    generator = np.random.default_rng(0)
+    low = generator.uniform(0, 0.9, (24564, 2))
+    anchors = np.concatenate([low, low + 0.05], axis=1).astype(np.float32)
+    heads = mx.sym.Group(
+        [mx.sym.var("class_logits", shape=(1, 24564, 701)), mx.sym.var("box_offsets", shape=(1, 24564, 4))]
+    )
+    logits = np.full((1, 24564, 701), -20, dtype=np.float32)
+    logits[..., 0] = 0
+    chosen = np.arange(24000, 24500)
+    logits[0, chosen, 1 + chosen % 699] = np.linspace(2, 3, len(chosen))
+    symbol = deploy_symbol(network.Network(heads, anchors), 700, 0.45, 400)
+    values = {
+        "class_logits": logits,
+        "box_offsets": np.zeros((1, 24564, 4), dtype=np.float32),
+        "anchors": anchors[None],
+    }
+    executor = symbol.bind(mx.cpu(), {name: mx.nd.array(value) for name, value in values.items()}, grad_req="null")
+    rows = executor.forward(is_train=False)[0].asnumpy()[0]
+    found = select(logits[0], values["box_offsets"][0], anchors, 0.45, 400)
+    table = np.concatenate([found.classes[:, None], found.scores[:, None], found.boxes], axis=1)
+    assert len(table) == 400
+    assert rows == pytest.approx(table, abs=1e-4)
+
+
 def test_no_detection_when_background_is_certain(
     built: tuple[network.Network, dict[str, NDArray[np.float32]]],
 ) -> None:

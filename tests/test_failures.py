@@ -1,5 +1,6 @@
 """Failures through the front door: exit code, failure file, standard error, what is left."""
 
+import errno
 import io
 import json
 import tarfile
@@ -10,6 +11,8 @@ import pytest
 from conftest import SMALL, Run, train
 
 from ssd_algo import demo
+from ssd_algo.errors import AlgorithmError, UserError
+from ssd_algo.training.job import classify
 
 
 def assert_refused(run: Run, sentence: str) -> None:
@@ -148,23 +151,76 @@ def test_model_channel_that_does_not_agree(
     assert_refused(train(tmp_path, SMALL), sentence)
 
 
-def test_our_own_faults_keep_their_traceback(base: Path) -> None:
-    """A model folder that is a file: the sentence first, then the traceback, exit code 1."""
-    (base / "output").mkdir()
-    (base / "input" / "config").mkdir()
-    (base / "input" / "config" / "resourceconfig.json").write_text(json.dumps({"hosts": 5}))
-    run = train(base, SMALL)
-    assert run.code == 1
-    sentence = "AlgorithmError: TypeError: 'int' object is not iterable"
-    assert run.failure.splitlines()[0] == sentence
-    assert "Traceback (most recent call last):" in run.failure
-    assert sentence in run.err
+def test_hosts_that_are_no_list(base: Path) -> None:
+    config = base / "input" / "config"
+    config.mkdir()
+    (config / "resourceconfig.json").write_text(json.dumps({"hosts": 5}))
+    assert_refused(train(base, SMALL), f'{config}/resourceconfig.json: "hosts" must be a list of host names; it is 5.')
+
+
+def test_pipe_mode(base: Path) -> None:
+    config = base / "input" / "config"
+    config.mkdir()
+    channels = {"train": {"TrainingInputMode": "Pipe"}, "validation": {"TrainingInputMode": "Pipe"}}
+    (config / "inputdataconfig.json").write_text(json.dumps(channels))
+    assert_refused(
+        train(base, SMALL), "Channel train is in Pipe mode, which this version does not read; use File mode."
+    )
+
+
+def test_everything_frozen(base: Path) -> None:
+    assert_refused(
+        train(base, SMALL | {"freeze_layer_pattern": ".*"}),
+        'freeze_layer_pattern ".*" matches every parameter, so that none is left to train; narrow it.',
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/opt/ml/x"),
+            "ClientError: The disk is full: [Errno 28] No space left on device: '/opt/ml/x'. Use an instance with a larger "
+            "volume.",
+        ),
+        (
+            RuntimeError("Traceback:\n cudaMalloc retry failed: out of memory"),
+            "ClientError: The device's memory is exhausted; lower mini_batch_size or image_shape, or use an instance with "
+            "more memory.",
+        ),
+        (
+            OSError(errno.ENOMEM, "Cannot allocate memory"),
+            "ClientError: The device's memory is exhausted; lower mini_batch_size or image_shape, or use an instance with "
+            "more memory.",
+        ),
+        (
+            RuntimeError(
+                "CUDA: Check failed: e == cudaSuccess: no kernel image is available for execution on the device"
+            ),
+            "ClientError: The GPU is of a kind that MXNet's CUDA build has no code for; use an instance with a V100, T4, "
+            "A100, A10G, L4 or L40S (P3, G4dn, P4d, G5, G6).",
+        ),
+        (
+            RuntimeError("Traceback (most recent call last):\n  File x\nMXNetError: Check failed: a == b\n"),
+            "AlgorithmError: RuntimeError: MXNetError: Check failed: a == b",
+        ),
+        (KeyError(), "AlgorithmError: KeyError: no message"),
+    ],
+)
+def test_whose_error_it_is(error: Exception, sentence: str) -> None:
+    cause = classify(error)
+    assert isinstance(cause, UserError | AlgorithmError)
+    assert f"{cause.prefix}: {cause}" == sentence
+    assert cause.exit_code == (2 if isinstance(cause, UserError) else 1)
 
 
 def test_a_broken_mxnet_still_leaves_a_failure_file(base: Path) -> None:
+    """Our own faults: the sentence first, then the traceback, exit code 1."""
     broken = base / "broken"
     broken.mkdir()
     (broken / "mxnet.py").write_text("raise OSError('libcuda.so.1: cannot open shared object file')")
     run = train(base, SMALL, PYTHONPATH=str(broken))
     assert run.code == 1
     assert run.failure.splitlines()[0] == "AlgorithmError: OSError: libcuda.so.1: cannot open shared object file"
+    assert "Traceback (most recent call last):" in run.failure
+    assert "AlgorithmError: OSError: libcuda.so.1: cannot open shared object file" in run.err

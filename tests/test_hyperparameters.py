@@ -104,15 +104,16 @@ def test_all_faults_are_named_at_once() -> None:
 def test_final_configuration_is_the_built_ins_file() -> None:
     provided = LEAST | {
         "learning_rate": "1e-2",
+        "epochs": "3.0",
         "_tuning_objective_metric": "validation:mAP",
         "sagemaker_job_name": "j",
     }
-    assert final_configuration(provided) == {
+    assert final_configuration(provided, Hyperparameters.parse(provided)) == {
         "base_network": "vgg-16",
         "use_pretrained_model": "1",
         "num_classes": "2",
         "mini_batch_size": "32",
-        "epochs": "30",
+        "epochs": "3",
         "learning_rate": "1e-2",
         "lr_scheduler_step": "",
         "lr_scheduler_factor": "0.1",

@@ -25,11 +25,14 @@ class Channel:
         Where its files are (File and FastFile mode).
     content_type : str
         Lower case, without parameters; empty when none was given.
+    input_mode : str
+        `File`, `FastFile` or `Pipe`.
     """
 
     name: str
     directory: Path
     content_type: str = ""
+    input_mode: str = "File"
 
 
 @dataclass(frozen=True)
@@ -109,13 +112,17 @@ class Container:
             bad = [name for name, value in configured.items() if not isinstance(value, dict)]
             if bad:
                 raise UserError(f"{path}: the value of channel {bad[0]} is not a JSON object.")
-            types = {name: str(value.get("ContentType") or "") for name, value in configured.items()}
         else:
             folders = sorted(data.iterdir()) if data.is_dir() else []
-            types = {folder.name: "" for folder in folders if folder.is_dir()}
+            configured = {folder.name: {} for folder in folders if folder.is_dir()}
         return {
-            name: Channel(name, data / name, content_type.split(";")[0].strip().lower())
-            for name, content_type in types.items()
+            name: Channel(
+                name,
+                data / name,
+                content_type=str(value.get("ContentType") or "").split(";")[0].strip().lower(),
+                input_mode=str(value.get("TrainingInputMode") or "File"),
+            )
+            for name, value in configured.items()
         }
 
     def hosts(self) -> Hosts:
@@ -125,7 +132,10 @@ class Container:
             return Hosts("algo-1", ("algo-1",))
         config = self._read_object(path)
         current = str(config.get("current_host") or "algo-1")
-        return Hosts(current, tuple(sorted(config.get("hosts") or [current])))
+        hosts = config.get("hosts") or [current]
+        if not isinstance(hosts, list):
+            raise UserError(f'{path}: "hosts" must be a list of host names; it is {hosts}.')
+        return Hosts(current, tuple(sorted(map(str, hosts))))
 
     def write_failure(self, text: str) -> None:
         """Leave the reason of a failure where the platform looks for it."""

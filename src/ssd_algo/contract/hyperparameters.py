@@ -76,7 +76,7 @@ class Hyperparameters(BaseModel):
     image_shape: int = _built_in(
         300, "Side of the square that images are resized to; the built-in starts at 300.", ge=128
     )
-    label_width: int = _built_in(350, "Numbers in the widest label; binding in Pipe mode only.", ge=1)
+    label_width: int = _built_in(350, "Numbers in the widest label; the data decides here.", ge=1)
     freeze_layer_pattern: Pattern = _built_in(
         "", "Parameters whose name this regular expression matches are not trained."
     )
@@ -106,13 +106,18 @@ class Hyperparameters(BaseModel):
             raise UserError("hyperparameters: " + "; ".join(faults) + ".") from error
 
 
-def final_configuration(provided: dict[str, str]) -> dict[str, str]:
-    """Defaults merged with what was provided, all strings, as the built-in writes `hyperparams.json`."""
+def final_configuration(provided: dict[str, str], parsed: Hyperparameters) -> dict[str, str]:
+    """Defaults merged with what was provided, all strings, as the built-in writes `hyperparams.json`.
+
+    Integers stand there as such, also where `3.0` was given: every reader of the file expects them so.
+    """
     defaults = {
         name: "" if field.is_required() or field.default == () else str(field.default)
         for name, field in Hyperparameters.model_fields.items()
     }
-    return defaults | HIDDEN | {name: v for name, v in provided.items() if not name.startswith("sagemaker_")}
+    given = {name: value for name, value in provided.items() if not name.startswith("sagemaker_")}
+    integers = {name: str(value) for name, value in parsed if name in given and type(value) is int}
+    return defaults | HIDDEN | given | integers
 
 
 def _sentence(name: str, provided: dict[str, str]) -> str:

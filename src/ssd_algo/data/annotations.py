@@ -4,7 +4,7 @@ import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -107,20 +107,24 @@ def read_record_channel(directory: Path, num_classes: int) -> Dataset:
 # How far a box may reach over the image's edge, as a fraction of its side, before it is refused and not clipped.
 _TOLERANCE = 0.05
 
+_LARGEST = 1e9
+
 
 def _files(directory: Path, extensions: tuple[str, ...]) -> list[Path]:
     """Files below a directory with one of the extensions in any letter case, sorted; hidden ones left out."""
     return sorted(
         path
         for path in directory.rglob("*")
-        if path.suffix.lower() in extensions and not path.name.startswith(".") and path.is_file()
+        if path.suffix.lower() in extensions
+        and not any(part.startswith(".") for part in path.relative_to(directory).parts)
+        and path.is_file()
     )
 
 
 def _read_json(path: Path, where: str) -> dict[str, Any]:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        document = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not JSON in UTF-8 ({error}); correct or remove it.") from error
     if not isinstance(document, dict):
         raise UserError(f"{where} holds a {type(document).__name__}, not a JSON object; see the annotation format.")
@@ -143,7 +147,8 @@ def _image_of(document: dict[str, Any], where: str, by_path: dict[str, Path], ch
 def _image_sample(document: dict[str, Any], where: str, name: str, path: Path, num_classes: int) -> Sample:
     width, height = _image_size(document, where)
     try:
-        actual = images.upright_size(path.read_bytes())
+        with path.open("rb") as file:
+            actual = images.upright_size(file)
     except images.NotAnImage as error:
         raise UserError(f"{name}: {error}; replace the file.") from error
     if (width, height) != actual:
@@ -199,15 +204,15 @@ def _image_size(document: dict[str, Any], where: str) -> tuple[int, int]:
     entry = sizes[0] if isinstance(sizes, list) and sizes else sizes
     if isinstance(entry, dict):
         width, height = entry.get("width"), entry.get("height")
-        if isinstance(width, int) and isinstance(height, int) and width > 0 and height > 0:
-            return width, height
+        if _is_number(width) and _is_number(height) and width == int(width) > 0 and height == int(height) > 0:
+            return int(width), int(height)
     raise UserError(f'{where}: property "image_size" must be [{{"width": ..., "height": ..., "depth": 3}}] in pixels.')
 
 
 def _numbers(entry: Any, where: str, index: int) -> list[float]:
     keys = ("class_id", "left", "top", "width", "height")
     values: list[Any] = [entry.get(key) for key in keys] if isinstance(entry, dict) else [None]
-    if not all(isinstance(value, int | float) and np.isfinite(value) for value in values):
+    if not all(_is_number(value) for value in values):
         raise UserError(
             f"{where}: annotation {index} must have the numbers class_id, left, top, width and height; it is {entry}."
         )
@@ -216,14 +221,19 @@ def _numbers(entry: Any, where: str, index: int) -> list[float]:
     return values
 
 
+def _is_number(value: Any) -> TypeGuard[float]:
+    """A finite number that a box or a class id can be."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST
+
+
 def _add_class_names(names: dict[int, str], document: dict[str, Any], where: str) -> None:
-    for category in document.get("categories") or []:
-        try:
-            identity, name = int(category["class_id"]), str(category["name"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f'{where}: an entry of "categories" must have class_id and name; it is {category}.'
-            ) from error
+    categories = document.get("categories") or []
+    if not isinstance(categories, list):
+        raise UserError(f'{where}: property "categories" must be a list of {{"class_id": ..., "name": ...}}.')
+    for category in categories:
+        if not isinstance(category, dict) or not _is_number(category.get("class_id")) or "name" not in category:
+            raise UserError(f'{where}: an entry of "categories" must have class_id and name; it is {category}.')
+        identity, name = int(category["class_id"]), str(category["name"])
         if names.setdefault(identity, name) != name:
             raise UserError(
                 f'{where}: class {identity} is named "{name}", but "{names[identity]}" in another annotation; '

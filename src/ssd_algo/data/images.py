@@ -1,7 +1,7 @@
 """Encoded images to RGB arrays, the same way for training, validation and serving."""
 
-import io
 import warnings
+from typing import BinaryIO
 
 import cv2
 import numpy as np
@@ -43,8 +43,8 @@ def decode(encoded: bytes) -> Pixels:
     return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
 
 
-def upright_size(encoded: bytes) -> tuple[int, int]:
-    """Width and height after EXIF orientation, from the image's header.
+def upright_size(file: BinaryIO) -> tuple[int, int]:
+    """Width and height after EXIF orientation, from an image file's header.
 
     Raises
     ------
@@ -52,12 +52,19 @@ def upright_size(encoded: bytes) -> tuple[int, int]:
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Pillow, on damaged EXIF; decode() decides what is an image
-            image = Image.open(io.BytesIO(encoded))
+            warnings.simplefilter("ignore")  # of Pillow, on damaged EXIF and large images; decode() decides
+            image = Image.open(file)
             width, height = image.size
-            sideways = image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise NotAnImage(f"the {len(encoded)} bytes are no image ({error})") from error
+            # Not image.getexif(), which takes an orientation from XMP too; OpenCV, which decodes, does not.
+            exif = Image.Exif()
+            exif.load(image.info.get("exif", b""))
+            sideways = exif.get(_EXIF_ORIENTATION) in _SIDEWAYS
+    except UnidentifiedImageError as error:
+        raise NotAnImage("the file is no image") from error
+    except Image.DecompressionBombError as error:
+        raise NotAnImage(f"the image is too large ({error})") from error
+    except (OSError, ValueError, SyntaxError) as error:
+        raise NotAnImage(f"the image's header cannot be read ({error})") from error
     return (height, width) if sideways else (width, height)
 
 

@@ -46,16 +46,17 @@ def average_precisions(truths: Sequence[Truth], detections: Sequence[Scored], io
     Returns
     -------
     dict
-        For each class that has an object or a detection; 0 for one with detections only.
+        For each class that has an object or a detection that counts; 0 for one with detections only.
     """
     present = [each.classes for each in truths] + [each.classes for each in detections]
     classes = {int(c) for each in present for c in np.unique(each)}
-    return {c: _average_precision(truths, detections, c, iou_threshold) for c in sorted(classes)}
+    every = {c: _average_precision(truths, detections, c, iou_threshold) for c in sorted(classes)}
+    return {c: value for c, value in every.items() if value is not None}
 
 
 def _average_precision(
     truths: Sequence[Truth], detections: Sequence[Scored], wanted: int, iou_threshold: float
-) -> float:
+) -> float | None:
     scores, right, counted, objects = [], [], [], 0
     for truth, found in zip(truths, detections, strict=True):
         mine, theirs = truth.classes == wanted, found.classes == wanted
@@ -70,6 +71,8 @@ def _average_precision(
     score, hit, count = (np.concatenate(each) if each else np.zeros(0) for each in (scores, right, counted))
     order = np.argsort(-score, kind="stable")
     order = order[count[order].astype(bool)]
+    if objects == 0 and len(order) == 0:
+        return None
     return area_under_curve(hit[order].astype(bool), objects)
 
 

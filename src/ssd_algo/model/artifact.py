@@ -4,12 +4,15 @@ import errno
 import gzip
 import json
 import os
+import shutil
 import tarfile
 import tempfile
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,8 +93,7 @@ def save(
         directory.mkdir(parents=True, exist_ok=True)
         _replace(directory / SYMBOL_FILE, lambda path: path.write_text(symbol.tojson()))
         _replace(directory / HYPERPARAMETERS_FILE, lambda path: path.write_text(json.dumps(hyperparameters)))
-        if names:
-            _replace(directory / CLASSES_FILE, lambda path: path.write_text(json.dumps(names)))
+        _replace(directory / CLASSES_FILE, lambda path: path.write_text(json.dumps(names)))
         _replace(directory / PARAMETERS_FILE, lambda path: mx.nd.save(str(path), arrays))
     except (OSError, mx.base.MXNetError) as error:
         raise _cannot_write(directory, sum(value.nbytes for value in parameters.values()), error) from error
@@ -158,6 +160,10 @@ def describe(directory: Path) -> Description:
         )
     hyperparameters = _read_object(directory / HYPERPARAMETERS_FILE)
     classes = _read_object(directory / CLASSES_FILE) if (directory / CLASSES_FILE).is_file() else {}
+    if not all(identity.isdecimal() for identity in classes):
+        raise UserError(
+            f"{directory / CLASSES_FILE} has a class id that is no number; use the file that training wrote."
+        )
     description = Description(hyperparameters, {int(identity): name for identity, name in classes.items()})
     for name in ("num_classes", "base_network", "image_shape", "nms_threshold", "nms_topk"):
         try:
@@ -205,8 +211,9 @@ def load_symbol(directory: Path) -> "mx.sym.Symbol":
         raise UserError(f"{path} is damaged or was not written by this image's training.") from error
 
 
-def unpacked(channel: Path) -> Path:
-    """A directory with the artifact of a model channel, which holds a model.tar.gz or what was in one.
+@contextmanager
+def unpacked(channel: Path) -> Iterator[Path]:
+    """The directory with the artifact of a model channel, which holds a model.tar.gz or what was in one.
 
     Raises
     ------
@@ -215,25 +222,28 @@ def unpacked(channel: Path) -> Path:
     """
     archive = channel / "model.tar.gz"
     if not archive.is_file():
-        return channel
-    directory = Path(tempfile.mkdtemp(prefix="ssd-algo-model-"))
-    try:
-        with tarfile.open(archive) as tar:
+        yield channel
+        return
+    with tempfile.TemporaryDirectory(prefix="ssd-algo-model-") as directory:
+        try:
+            _unpack(archive, Path(directory))
+        except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise UserError(f"{archive} is damaged and cannot be unpacked; upload it again.") from error
+        yield Path(directory)
+
+
+def _unpack(archive: Path, directory: Path) -> None:
+    with gzip.open(archive) as compressed:
+        with tarfile.open(fileobj=compressed, mode="r|") as tar:
             for member in tar:
                 # Only plain files with a known name are taken, and written under it: links and paths have no effect.
                 name = os.path.normpath(member.name)
                 source = tar.extractfile(member) if member.isfile() and name in (*_REQUIRED, *_OPTIONAL) else None
                 if source is not None:
-                    _copy(source, directory / name)
-    except (tarfile.TarError, EOFError, gzip.BadGzipFile) as error:
-        raise UserError(f"{archive} is damaged and cannot be unpacked; upload it again.") from error
-    return directory
-
-
-def _copy(source: IO[bytes], path: Path) -> None:
-    with path.open("wb") as target:
-        while block := source.read(1 << 20):
-            target.write(block)
+                    with (directory / name).open("wb") as target:
+                        shutil.copyfileobj(source, target)
+        while compressed.read(1 << 20):  # to the end, where the checksum is
+            pass
 
 
 def _read_object(path: Path) -> dict[str, str]:

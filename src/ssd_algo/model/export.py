@@ -26,13 +26,16 @@ def deploy_symbol(network: Network, num_classes: int, nms_threshold: float, nms_
         kept = min(nms_topk, pairs)
         scores = F.slice_axis(F.softmax(logits, axis=2, name="class_scores"), axis=2, begin=1, end=None)
         best, pair = F.topk(F.reshape(scores, shape=(0, -1)), axis=1, k=kept, ret_typ="both", dtype="int32")
-        pair = F.cast(pair, dtype="float32")
+        # float64: float32 does not count beyond 2^24, and large inputs with many classes have more pairs
+        pair = F.cast(pair, dtype="float64")
         anchor = F.floor((pair + 0.5) / num_classes)
+        identity = F.cast(pair - anchor * num_classes, dtype="float32")
+        anchor = F.cast(anchor, dtype="float32")
         present = best >= SCORE_THRESHOLD
         empty = F.zeros_like(best) - 1
         # stack, where and pad throughout: MXNet 1.9.1's oneDNN concat fails on some of these shapes
         rows = F.stack(
-            F.where(present, pair - anchor * num_classes, empty),
+            F.where(present, identity, empty),
             F.where(present, best, empty),
             *_decoded(offsets, F.var("anchors", shape=(1, *network.anchors.shape)), anchor),
             axis=2,

@@ -48,6 +48,8 @@ def _read(channels: dict[str, Channel], name: str, num_classes: int) -> Dataset:
             f"{', '.join(_IMAGE_TYPES)}."
         )
     for each in (channel, annotation):
+        if each is not None and each.input_mode == "Pipe":
+            raise UserError(f"Channel {each.name} is in Pipe mode, which this version does not read; use File mode.")
         if each is not None and not each.directory.is_dir():
             raise UserError(f"Channel {each.name} has no folder {each.directory}; check the S3 prefix of the channel.")
     if annotation is not None:

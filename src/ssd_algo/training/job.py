@@ -6,7 +6,6 @@ import signal
 import sys
 import time
 import traceback
-from typing import TYPE_CHECKING
 
 from ssd_algo.contract import log_lines
 from ssd_algo.contract.container import FAILURE_LIMIT, Container, available_cpus, use_all_cpus
@@ -14,15 +13,6 @@ from ssd_algo.contract.hyperparameters import Hyperparameters, final_configurati
 from ssd_algo.data.loader import Loader
 from ssd_algo.errors import AlgorithmError, SsdAlgoError, UserError
 from ssd_algo.training import data
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from ssd_algo.inference.predictor import Predictor
-    from ssd_algo.model.network import Network
-    from ssd_algo.training.data import TrainingData
-    from ssd_algo.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -54,80 +44,40 @@ def run(container: Container) -> None:
     provided = container.hyperparameters()
     logger.info(log_lines.provided_configuration(str(container.hyperparameters_file), provided))
     hyperparameters = Hyperparameters.parse(provided)
-    configuration = final_configuration(provided)
+    configuration = final_configuration(provided, hyperparameters)
     logger.info(log_lines.final_configuration(configuration))
     host = only_host(container)
-    training_data = data.read(container.channels(), hyperparameters.num_classes)
-    use_all_cpus()
+    channels = container.channels()
+    if hyperparameters.use_pretrained_model and "model" not in channels:
+        raise UserError(
+            "use_pretrained_model is 1 (the default), but this image holds no ImageNet weights; set "
+            "use_pretrained_model to 0, or give a trained model in a channel named model."
+        )
+    training_data = data.read(channels, hyperparameters.num_classes)
     samples = training_data.train.samples
     logger.info("Training on %d images, validating on %d.", len(samples), len(training_data.validation.samples))
+    if len(samples) != hyperparameters.num_training_samples:
+        logger.warning(
+            "num_training_samples is %d, but channel train has %d images; the schedule follows the images.",
+            hyperparameters.num_training_samples,
+            len(samples),
+        )
+    use_all_cpus()
     with Loader(
         samples, hyperparameters.image_shape, hyperparameters.mini_batch_size, available_cpus(), hyperparameters.seed
     ) as loader:
-        train(container, host, hyperparameters, configuration, training_data, loader, started)
+        from ssd_algo.training import loop  # mxnet starts here: the loader's processes have been forked before
 
-
-def train(
-    container: Container,
-    host: str,
-    hyperparameters: Hyperparameters,
-    configuration: dict[str, str],
-    training_data: "TrainingData",
-    loader: Loader,
-    started: float,
-) -> None:
-    """The loop over epochs. mxnet is imported here: the loader's processes were forked before."""
-    from ssd_algo.evaluation.evaluate import evaluate
-    from ssd_algo.model import artifact
-    from ssd_algo.model.export import deploy_symbol
-    from ssd_algo.model.network import build_network
-    from ssd_algo.training import cluster, schedule
-    from ssd_algo.training.trainer import Trainer
-
-    hp = hyperparameters
-    devices = cluster.devices(hp.mini_batch_size)
-    logger.info("Using %s as training context.", devices)
-    network = build_network(hp.base_network, hp.image_shape, hp.num_classes)
-    trainer = Trainer(network, starting_values(network, hp, training_data), hp, devices)
-    predictor = make_predictor(trainer, network, hp)
-    symbol = deploy_symbol(network, hp.num_classes, hp.nms_threshold, hp.nms_topk)
-    scores: list[float] = []
-    setup = time.time() - started
-    print(
-        log_lines.metrics(host, started, time.time(), {"Total Records Seen": 0}, Meta="init_train_data_iter"),
-        flush=True,
-    )
-    for epoch in range(hp.epochs):
-        begun = time.time()
-        result = trainer.train_epoch(epoch, loader.epoch(epoch))
-        logger.info(log_lines.train_loss(host, epoch, result.batches, "cross_entropy", result.cross_entropy))
-        logger.info(log_lines.train_loss(host, epoch, result.batches, "smooth_l1", result.smooth_l1))
-        logger.info(log_lines.throughput(host, result.examples / result.seconds))
-        score = evaluate(predictor, training_data.validation.samples, hp.mini_batch_size, hp.overlap_threshold)
-        logger.info(log_lines.validation_map(host, epoch, score.mean))
-        logger.info("Average precision by class: %s", named(score.by_class, training_data.class_names))
-        if not scores or score.mean > max(scores):
-            logger.info(log_lines.best_model(score.mean))
-            path = artifact.save(
-                container.model_directory, symbol, trainer.values(), configuration, training_data.class_names
-            )
-            logger.info(log_lines.saved(str(path)))
-        scores.append(score.mean)
-        logger.info(log_lines.progress(host, epoch + 1, hp.epochs))
-        seen = {"Total Records Seen": result.examples * (epoch + 1), "Records Since Last Reset": result.examples}
-        print(log_lines.metrics(host, begun, time.time(), seen, epoch=epoch, Meta="training_data_iter"), flush=True)
-        if schedule.should_stop(hp, scores):
-            logger.info(
-                "Early stopping: no improvement of the validation mAP for %d epochs.", hp.early_stopping_patience
-            )
-            break
-    if not container.on_platform:
-        artifact.pack(container.model_directory, container.packed_model)
-    logger.info(log_lines.NO_TEST_DATA)
-    ended = time.time()
-    times = {"epochs": len(scores), "setuptime": setup * 1000, "totaltime": (ended - started) * 1000}
-    print(log_lines.metrics(host, started, ended, times), flush=True)
-    logger.info(log_lines.finished(max(scores), scores.index(max(scores))))
+        job = loop.Job(
+            host=host,
+            hyperparameters=hyperparameters,
+            configuration=configuration,
+            data=training_data,
+            model_directory=container.model_directory,
+            packed_model=None if container.on_platform else container.packed_model,
+            started=started,
+        )
+        loop.train(job, loader)
 
 
 def only_host(container: Container) -> str:
@@ -147,82 +97,32 @@ def only_host(container: Container) -> str:
     return hosts.current
 
 
-def starting_values(
-    network: "Network", hyperparameters: Hyperparameters, training_data: "TrainingData"
-) -> "dict[str, NDArray[np.float32]]":
-    """Parameters to start from: the model channel's, or drawn; with the network's constants.
-
-    Raises
-    ------
-    UserError
-        When the model channel's model does not fit, or ImageNet weights are asked for.
-    """
-    import numpy as np
-
-    from ssd_algo.model import artifact
-    from ssd_algo.model.network import constants, initial_parameters, parameter_shapes
-
-    if training_data.model is not None:
-        directory = artifact.unpacked(training_data.model)
-        description = artifact.describe(directory)
-        for name in ("base_network", "num_classes"):
-            theirs, ours = getattr(description, name), getattr(hyperparameters, name)
-            if theirs != ours:
-                raise UserError(
-                    f"Channel model holds a model with {name} {theirs}, but the hyperparameter {name} is {ours}; they "
-                    "must be the same."
-                )
-        loaded = artifact.load_parameters(directory)
-        for name, shape in parameter_shapes(network, hyperparameters.image_shape).items():
-            if name not in loaded or loaded[name].shape != shape:
-                found = loaded[name].shape if name in loaded else "missing"
-                raise UserError(
-                    f"Channel model holds a model for image_shape {description.image_shape} that does not fit "
-                    f"image_shape {hyperparameters.image_shape}: {name} is {found}, not {shape}; use the model's "
-                    "image_shape."
-                )
-        logger.info("Training starts from the model of channel model.")
-        return loaded | constants(network)
-    if hyperparameters.use_pretrained_model:
-        raise UserError(
-            "use_pretrained_model is 1 (the default), but this image holds no ImageNet weights; set "
-            "use_pretrained_model to 0, or give a trained model in a channel named model."
-        )
-    generator = np.random.default_rng(hyperparameters.seed)
-    return initial_parameters(network, hyperparameters.image_shape, generator) | constants(network)
-
-
-def make_predictor(trainer: "Trainer", network: "Network", hyperparameters: Hyperparameters) -> "Predictor":
-    """The predictor that serving would use, over the parameters in training."""
-    from ssd_algo.inference.predictor import Predictor
-
-    return Predictor(
-        trainer.engine(),
-        network.anchors,
-        hyperparameters.image_shape,
-        hyperparameters.nms_threshold,
-        hyperparameters.nms_topk,
-    )
-
-
-def named(by_class: dict[int, float], names: dict[int, str]) -> str:
-    """Class values for the log: `dog 0.512, cat 0.433`."""
-    return ", ".join(f"{names.get(identity, identity)} {value:.3f}" for identity, value in by_class.items())
-
-
 def classify(error: Exception) -> SsdAlgoError:
     """Whose error this is: one of ours as it is, a full disk or device the user's, anything else ours."""
     if isinstance(error, UserError | AlgorithmError):
         return error
     text = str(error)
+    lines = [line for line in text.splitlines() if line.strip()]  # the last says it: MXNet puts a traceback before
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(f"The disk is full: {text}. Use an instance with a larger volume.")
-    if isinstance(error, MemoryError) or "out of memory" in text or "bad_alloc" in text:
+    if "no kernel image is available" in text:
+        return UserError(
+            "The GPU is of a kind that MXNet's CUDA build has no code for; use an instance with a V100, T4, A100, A10G, "
+            "L4 or L40S (P3, G4dn, P4d, G5, G6)."
+        )
+    if isinstance(error, MemoryError) or _has_no_memory(error, text):
         return UserError(
             "The device's memory is exhausted; lower mini_batch_size or image_shape, or use an instance "
             "with more memory."
         )
-    return AlgorithmError(f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}")
+    return AlgorithmError(f"{type(error).__name__}: {lines[-1].strip() if lines else 'no message'}")
+
+
+def _has_no_memory(error: Exception, text: str) -> bool:
+    """Whether MXNet, CUDA or the system could not give the memory asked for."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return any(each in text for each in ("out of memory", "bad_alloc", "Failed to allocate"))
 
 
 def fail(container: Container, error: SsdAlgoError, details: str) -> int:

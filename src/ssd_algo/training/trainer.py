@@ -69,11 +69,16 @@ class Trainer:
                 parameter.grad_req = "null"
         self._block.hybridize(static_alloc=True, static_shape=True)
         trained = [self._parameters[name] for name in sorted(self._parameters) if _is_trained(self._parameters[name])]
+        if not trained:
+            raise UserError(
+                f'freeze_layer_pattern "{hyperparameters.freeze_layer_pattern}" matches every parameter, so that none '
+                "is left to train; narrow it."
+            )
         self._optimizer = gluon.Trainer(
             trained,
             hyperparameters.optimizer,
             _optimizer_settings(hyperparameters),
-            kvstore=hyperparameters.kv_store,
+            kvstore="device",  # dist_* is between machines, and there is one
             update_on_kvstore=False,
         )
         self._updates = 0

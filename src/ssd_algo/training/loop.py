@@ -1,0 +1,166 @@
+"""The loop over epochs: train, validate, keep the best model, tell the log."""
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssd_algo.contract import log_lines
+from ssd_algo.contract.hyperparameters import Hyperparameters
+from ssd_algo.data.loader import Loader
+from ssd_algo.errors import UserError
+from ssd_algo.evaluation.evaluate import Score, evaluate
+from ssd_algo.inference.predictor import Predictor
+from ssd_algo.model import artifact
+from ssd_algo.model.export import deploy_symbol
+from ssd_algo.model.network import Network, build_network, constants, initial_parameters, parameter_shapes
+from ssd_algo.training import cluster, schedule
+from ssd_algo.training.data import TrainingData
+from ssd_algo.training.trainer import EpochResult, Trainer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a training is given.
+
+    Attributes
+    ----------
+    host : str
+        This host's name, for the log.
+    hyperparameters : Hyperparameters
+    configuration : dict of strings
+        What `hyperparams.json` says.
+    data : TrainingData
+    model_directory : Path
+    packed_model : Path or None
+        Where to pack the model when all is done; None where the platform does it.
+    started : float
+        When the job began, seconds since 1970.
+    """
+
+    host: str
+    hyperparameters: Hyperparameters
+    configuration: dict[str, str]
+    data: TrainingData
+    model_directory: Path
+    packed_model: Path | None
+    started: float
+
+
+def train(job: Job, loader: Loader) -> None:
+    """Train for all epochs or until early stopping; the best model by validation mAP is what is kept."""
+    hp = job.hyperparameters
+    devices = cluster.devices(hp.mini_batch_size)
+    logger.info("Using %s as training context.", devices)
+    network = build_network(hp.base_network, hp.image_shape, hp.num_classes)
+    trainer = Trainer(network, starting_values(network, job), hp, devices)
+    predictor = Predictor(trainer.engine(), network.anchors, hp.image_shape, hp.nms_threshold, hp.nms_topk)
+    symbol = deploy_symbol(network, hp.num_classes, hp.nms_threshold, hp.nms_topk)
+    share = -(-hp.mini_batch_size // len(devices))  # validation runs on one device, with what it holds in training
+    scores: list[float] = []
+    ready = time.time()
+    _print_metrics(job, job.started, {"Total Records Seen": 0}, Meta="init_train_data_iter")
+    for epoch in range(hp.epochs):
+        begun = time.time()
+        result = trainer.train_epoch(epoch, loader.epoch(epoch))
+        score = evaluate(predictor, job.data.validation.samples, share, hp.overlap_threshold)
+        _log_epoch(job, epoch, result, score)
+        if not scores or score.mean > max(scores):
+            values = finite(trainer.values(), epoch, hp)
+            logger.info(log_lines.best_model(score.mean))
+            path = artifact.save(job.model_directory, symbol, values, job.configuration, job.data.class_names)
+            logger.info(log_lines.saved(str(path)))
+        scores.append(score.mean)
+        logger.info(log_lines.progress(job.host, epoch + 1, hp.epochs))
+        seen = {"Total Records Seen": result.examples * (epoch + 1), "Records Since Last Reset": result.examples}
+        _print_metrics(job, begun, seen, epoch=epoch, Meta="training_data_iter")
+        if schedule.should_stop(hp, scores):
+            logger.info(
+                "Early stopping: no improvement of the validation mAP for %d epochs.", hp.early_stopping_patience
+            )
+            break
+    if job.packed_model is not None:
+        artifact.pack(job.model_directory, job.packed_model)
+    logger.info(log_lines.NO_TEST_DATA)
+    milliseconds = {"setuptime": (ready - job.started) * 1000, "totaltime": (time.time() - job.started) * 1000}
+    _print_metrics(job, job.started, {"epochs": len(scores)} | milliseconds)
+    logger.info(log_lines.finished(max(scores), scores.index(max(scores))))
+
+
+def finite(
+    values: dict[str, NDArray[np.float32]], epoch: int, hyperparameters: Hyperparameters
+) -> dict[str, NDArray[np.float32]]:
+    """The values, which are fit to be saved.
+
+    Raises
+    ------
+    UserError
+        When one is not finite: the loss of the epoch's last step, before its update, can still have been.
+    """
+    for name, value in values.items():
+        if not np.isfinite(value).all():
+            raise UserError(
+                f"Parameter {name} is not finite after epoch {epoch}; lower learning_rate (it is "
+                f"{hyperparameters.learning_rate:g}) by ten, and check the boxes of the training data. The last good "
+                "model is kept."
+            )
+    return values
+
+
+def starting_values(network: Network, job: Job) -> dict[str, NDArray[np.float32]]:
+    """Parameters to start from, by name, with the network's constants: the model channel's, or drawn.
+
+    Raises
+    ------
+    UserError
+        When the model channel's model does not fit.
+    """
+    hp = job.hyperparameters
+    if job.data.model is not None:
+        with artifact.unpacked(job.data.model) as directory:
+            return _values_of_model(network, hp, directory) | constants(network)
+    return initial_parameters(network, hp.image_shape, np.random.default_rng(hp.seed)) | constants(network)
+
+
+def _values_of_model(network: Network, hp: Hyperparameters, directory: Path) -> dict[str, NDArray[np.float32]]:
+    description = artifact.describe(directory)
+    for name in ("base_network", "num_classes"):
+        theirs, ours = getattr(description, name), getattr(hp, name)
+        if theirs != ours:
+            raise UserError(
+                f"Channel model holds a model with {name} {theirs}, but the hyperparameter {name} is {ours}; they must "
+                "be the same."
+            )
+    loaded = artifact.load_parameters(directory)
+    if "anchors" not in loaded:
+        raise UserError("Channel model holds a model that was not written by this image's training; give one that was.")
+    wanted = parameter_shapes(network, hp.image_shape)
+    for name, shape in wanted.items():
+        if name not in loaded or loaded[name].shape != shape:
+            found = loaded[name].shape if name in loaded else "missing"
+            raise UserError(
+                f"Channel model holds a model for image_shape {description.image_shape} that does not fit image_shape "
+                f"{hp.image_shape}: {name} is {found}, not {shape}; use the model's image_shape."
+            )
+    logger.info("Training starts from the model of channel model.")
+    return {name: loaded[name] for name in wanted}
+
+
+def _log_epoch(job: Job, epoch: int, result: EpochResult, score: Score) -> None:
+    logger.info(log_lines.train_loss(job.host, epoch, result.batches, "cross_entropy", result.cross_entropy))
+    logger.info(log_lines.train_loss(job.host, epoch, result.batches, "smooth_l1", result.smooth_l1))
+    logger.info(log_lines.throughput(job.host, result.examples / result.seconds))
+    logger.info(log_lines.validation_map(job.host, epoch, score.mean))
+    names = job.data.class_names
+    by_class = ", ".join(f"{names.get(identity, identity)} {value:.3f}" for identity, value in score.by_class.items())
+    logger.info("Average precision by class: %s", by_class)
+
+
+def _print_metrics(job: Job, start: float, values: Mapping[str, float], **dimensions: object) -> None:
+    print(log_lines.metrics(job.host, start, time.time(), values, **dimensions), flush=True)
