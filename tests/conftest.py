@@ -82,14 +82,12 @@ def base(tmp_path: Path, shapes: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory, shapes: Path) -> Run:
-    """A training of three epochs, outside the platform."""
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A training long enough to find shapes, outside the platform: 160 images, 20 batches an epoch, 8 epochs."""
     base = tmp_path_factory.mktemp("trained")
-    (base / "input").mkdir()
-    (base / "input" / "data").symlink_to(shapes)
-    run = train(
-        base, SMALL | {"epochs": "3", "lr_scheduler_step": "1, 2", "_tuning_objective_metric": "validation:mAP"}
-    )
+    demo.write_channels(base / "input" / "data", 160, 30, np.random.default_rng(1))
+    longer = {"epochs": "8", "lr_scheduler_step": "6, 7", "learning_rate": "0.01", "num_training_samples": "160"}
+    run = train(base, SMALL | longer | {"_tuning_objective_metric": "validation:mAP"})
     assert run.code == 0, run.err
     return run
 

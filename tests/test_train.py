@@ -20,10 +20,12 @@ def losses(run: Run) -> list[str]:
 
 def test_metric_definitions_find_their_values(trained: Run) -> None:
     found = {each["Name"]: re.findall(each["Regex"], trained.out) for each in METRIC_DEFINITIONS}
-    assert [float(value) for value in found["train:progress"]] == pytest.approx([33.3, 66.7, 100.0])
+    assert [float(value) for value in found["train:progress"]] == pytest.approx(
+        [12.5, 25, 37.5, 50, 62.5, 75, 87.5, 100]
+    )
     for name in ("train:smooth_l1", "train:cross_entropy", "train:throughput", "validation:mAP"):
         values = [float(value) for value in found[name]]
-        assert len(values) == 3  # once an epoch
+        assert len(values) == 8  # once an epoch
         assert all(np.isfinite(values))
 
 
@@ -34,19 +36,19 @@ def test_log_lines_to_the_letter(trained: Run) -> None:
         r"Docker entrypoint called with argument\(s\): train",
         prefix + r"Final configuration: \{'num_classes': '3', .*\}",
         r'#metrics \{"StartTime": .*"Meta": "init_train_data_iter".*\}',
-        prefix + r"Epoch:    0, batches:      5, num_examples:     40, \S+ samples/sec, epoch time so far:  0:\S+",
-        prefix + r"#quality_metric: host=algo-1, epoch=0, batch=5 train cross_entropy <loss>=\(\S+\)",
-        prefix + r"#quality_metric: host=algo-1, epoch=0, batch=5 train smooth_l1 <loss>=\(\S+\)",
+        prefix + r"Epoch:    0, batches:     20, num_examples:    160, \S+ samples/sec, epoch time so far:  0:\S+",
+        prefix + r"#quality_metric: host=algo-1, epoch=0, batch=20 train cross_entropy <loss>=\(\S+\)",
+        prefix + r"#quality_metric: host=algo-1, epoch=0, batch=20 train smooth_l1 <loss>=\(\S+\)",
         prefix + r"#throughput_metric: host=algo-1, train throughput=\S+ records/second",
         prefix + r"#quality_metric: host=algo-1, epoch=0, validation mAP <score>=\(\S+\)",
         prefix + rf"Updating the best model with validation-mAP={best!r}",
         prefix + rf'Saved checkpoint to "{trained.base}/model/model_algo_1-0000\.params"',
-        prefix + r"#progress_metric: host=algo-1, completed 33\.3 % of epochs",
-        # 5 batches an epoch: the first step of the second epoch is the sixth.
-        prefix + r"Update\[6\]: Change learning rate to 5\.00000e-04",
-        prefix + r"Update\[11\]: Change learning rate to 5\.00000e-05",
+        prefix + r"#progress_metric: host=algo-1, completed 12\.5 % of epochs",
+        # 20 batches an epoch: the first step after six epochs is the 121st.
+        prefix + r"Update\[121\]: Change learning rate to 1\.00000e-03",
+        prefix + r"Update\[141\]: Change learning rate to 1\.00000e-04",
         prefix + r"Test data is not provided\.",
-        r'#metrics \{.*"Metrics": \{"epochs": \{"sum": 3\.0,.*"setuptime".*"totaltime".*\}',
+        r'#metrics \{.*"Metrics": \{"epochs": \{"sum": 8\.0,.*"setuptime".*"totaltime".*\}',
         prefix + rf"Training finished: best validation mAP {best:.4f} at epoch \d\.",
     ]
     for line in lines:
@@ -117,9 +119,8 @@ def test_training_goes_on_from_a_model_channel(tmp_path: Path, shapes: Path, tra
         (data / "model" / path.name).write_bytes(path.read_bytes())
     # use_pretrained_model stays 1: the model's weights are the better start.
     hyperparameters = {name: value for name, value in SMALL.items() if name != "use_pretrained_model"}
-    run = train(tmp_path, hyperparameters | {"learning_rate": "0.0001"})
+    run = train(tmp_path, hyperparameters | {"learning_rate": "0.000001"})
     assert run.code == 0, run.err
     assert "Training starts from the model of channel model." in run.out
-    first = [float(value) for value in re.findall(r"cross_entropy <loss>=\((\S+)\)", trained.out)]
-    (going_on,) = (float(value) for value in re.findall(r"cross_entropy <loss>=\((\S+)\)", run.out))
-    assert going_on < first[0]
+    # At that rate nothing is learned in an epoch: what it knows is the model's.
+    assert float(run.out.split("best validation mAP ")[1].split(" ")[0]) > 0.15

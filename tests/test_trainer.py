@@ -98,7 +98,7 @@ def test_splitting_a_batch_over_devices_changes_nothing(contexts: list[mx.Contex
     (one, *losses), (several, *theirs) = outcomes
     assert theirs == pytest.approx(losses, rel=1e-4)
     for name in one:
-        assert several[name] == pytest.approx(one[name], rel=1e-3, abs=1e-5), name
+        np.testing.assert_allclose(several[name], one[name], rtol=1e-3, atol=1e-5, err_msg=name)
 
 
 def test_images_of_weight_zero_teach_nothing() -> None:
@@ -112,4 +112,4 @@ def test_images_of_weight_zero_teach_nothing() -> None:
         assert result.examples == 2
         outcomes.append(trainer.values())
     for name in outcomes[0]:
-        assert outcomes[0][name] == pytest.approx(outcomes[1][name], rel=1e-4, abs=1e-6), name
+        np.testing.assert_allclose(outcomes[0][name], outcomes[1][name], rtol=1e-4, atol=1e-6, err_msg=name)

@@ -22,15 +22,18 @@ from ssd_algo.data.images import Pixels
 
 CLASSES = ("circle", "square", "triangle")
 
+_TRAIN, _VALIDATION = 240, 50
+
 HYPERPARAMETERS = {
     "num_classes": str(len(CLASSES)),
+    "num_training_samples": str(_TRAIN),
     "base_network": "resnet-18",
     "use_pretrained_model": "0",
     "image_shape": "128",
-    "mini_batch_size": "16",
+    "mini_batch_size": "8",
     "learning_rate": "0.01",
-    "epochs": "18",
-    "lr_scheduler_step": "12, 16",
+    "epochs": "12",
+    "lr_scheduler_step": "8, 11",
 }
 
 _LOCAL = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy is not asked for this machine
@@ -39,24 +42,25 @@ _COLOURS = [(220, 40, 40), (30, 140, 60), (40, 80, 220)]  # RGB, one a class
 
 
 def draw_sample(generator: np.random.Generator, width: int, height: int) -> tuple[Pixels, Boxes, NDArray[np.int64]]:
-    """Shapes of several classes, sizes and colours, some overlapping, on a noisy background.
+    """Shapes of several classes, sizes and shades, some overlapping, on a noisy background.
 
     Returns
     -------
     uint8 (H, W, 3) RGB, float32 (R, 4) pixels, int64 (R,)
     """
-    noise = generator.normal(0, 18, (height, width, 3))
-    image = np.clip(generator.uniform(60, 200, 3) + noise, 0, 255).astype(np.uint8)
+    background = generator.uniform(90, 190) + generator.uniform(-20, 20, 3)
+    image = np.clip(background + generator.normal(0, 18, (height, width, 3)), 0, 255).astype(np.uint8)
     boxes: list[list[int]] = []
     classes: list[int] = []
-    for _ in range(int(generator.integers(1, 6))):
-        side = int(generator.uniform(0.15, 0.5) * min(width, height))
+    for _ in range(int(generator.integers(2, 8))):
+        side = int(generator.uniform(0.18, 0.5) * min(width, height))
         left, top = int(generator.integers(0, width - side)), int(generator.integers(0, height - side))
         box = [left, top, left + side, top + side]
         if boxes and iou(np.asarray([box], dtype=np.float32), np.asarray(boxes, dtype=np.float32)).max() > 0.25:
             continue  # nothing may hide most of another shape
         identity = int(generator.integers(len(CLASSES)))
-        _draw_shape(image, identity, box, tuple(int(c) for c in generator.integers(0, 256, 3)))
+        colour = (np.asarray(_COLOURS[identity]) + generator.uniform(-40, 40, 3)).clip(0, 255)
+        _draw_shape(image, identity, box, tuple(int(c) for c in colour))
         boxes.append(box)
         classes.append(identity)
     return image, np.asarray(boxes, dtype=np.float32), np.asarray(classes, dtype=np.int64)
@@ -116,18 +120,18 @@ def run(train: Sequence[str], serve: Sequence[str], say: Callable[[str], None]) 
     """
     started = time.time()
     base = Path(tempfile.mkdtemp(prefix="ssd-algo-demo-"))
-    say(f"Drawing 320 training and 60 validation images of {', '.join(CLASSES)} below {base}.")
-    write_channels(base / "input" / "data", 320, 60, np.random.default_rng(0))
+    say(f"Drawing {_TRAIN} training and {_VALIDATION} validation images of {', '.join(CLASSES)} below {base}.")
+    write_channels(base / "input" / "data", _TRAIN, _VALIDATION, np.random.default_rng(0))
     config = base / "input" / "config"
     config.mkdir()
-    (config / "hyperparameters.json").write_text(json.dumps(HYPERPARAMETERS | {"num_training_samples": "320"}))
+    (config / "hyperparameters.json").write_text(json.dumps(HYPERPARAMETERS))
     environment = os.environ | {"SAGEMAKER_BASE_DIR": str(base)}
     say("Training; the log is " + str(base / "train.log"))
     last = ""
     with (base / "train.log").open("w") as log:
         for last in _lines(train, environment):
             log.write(last)
-            if "validation mAP" in last:
+            if "#quality_metric" in last and "validation mAP" in last:
                 say("  " + last[last.index("epoch=") :].strip())
     say(last.split("] ", 1)[-1].strip())
     picture = base / "detections.png"

@@ -107,8 +107,8 @@ def classify(error: Exception) -> SsdAlgoError:
         return UserError(f"The disk is full: {text}. Use an instance with a larger volume.")
     if "no kernel image is available" in text:
         return UserError(
-            "The GPU is of a kind that MXNet's CUDA build has no code for; use an instance with a V100, T4, A100, A10G, "
-            "L4 or L40S (P3, G4dn, P4d, G5, G6)."
+            "The GPU is of a kind that MXNet's CUDA build has no code for; use an instance with a V100, T4, A100, "
+            "A10G, L4 or L40S (P3, G4dn, P4d, G5, G6)."
         )
     if isinstance(error, MemoryError) or _has_no_memory(error, text):
         return UserError(
