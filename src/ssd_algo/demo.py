@@ -191,7 +191,7 @@ def post_image(url: str, encoded: bytes, accept: str = "application/json") -> di
     return document
 
 
-def draw_detections(path: Path, rows: Iterable[Sequence[float]], threshold: float = 0.4, zoom: int = 2) -> Pixels:
+def draw_detections(path: Path, rows: Iterable[Sequence[float]], threshold: float = 0.3, zoom: int = 2) -> Pixels:
     """An image with its detections above a score drawn: box, label and score."""
     image = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
     image = cv2.resize(image, None, fx=zoom, fy=zoom)
