@@ -128,7 +128,7 @@ def test_images_without_annotation_are_left_out_and_said(tmp_path: Path, caplog:
         ),
         (
             document(file="z.jpg"),
-            'train_annotation/a.json: "file" is "z.jpg", but channel train holds no such image.',
+            'train_annotation/a.json: "file" is "z.jpg", but channel train holds no such image; add it, or remove the annotation.',
         ),
         (
             document(image_size=[{"width": 20, "height": 40, "depth": 3}]),

@@ -31,6 +31,13 @@ def test_wrong_hyperparameters(base: Path) -> None:
     )
 
 
+def test_an_earlier_failure_is_forgotten(base: Path) -> None:
+    (base / "output").mkdir()
+    (base / "output" / "failure").write_text("ClientError: of an earlier run")
+    assert train(base, SMALL).code == 0
+    assert not (base / "output" / "failure").exists()
+
+
 def test_missing_channel(tmp_path: Path) -> None:
     (tmp_path / "input" / "data" / "train").mkdir(parents=True)
     assert_refused(
@@ -91,7 +98,7 @@ def test_several_hosts(base: Path) -> None:
 def test_pretrained_weights_that_are_not_there(base: Path) -> None:
     assert_refused(
         train(base, SMALL | {"use_pretrained_model": "1"}),
-        "use_pretrained_model is 1 (the default), but this image holds no ImageNet weights; set use_pretrained_model to 0, "
+        "use_pretrained_model is 1 (the default), but this version comes without ImageNet weights; set use_pretrained_model to 0, "
         "or give a trained model in a channel named model.",
     )
 

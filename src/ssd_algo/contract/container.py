@@ -137,10 +137,18 @@ class Container:
             raise UserError(f'{path}: "hosts" must be a list of host names; it is {hosts}.')
         return Hosts(current, tuple(sorted(map(str, hosts))))
 
+    def forget_failure(self) -> None:
+        """Remove the reason of an earlier run's failure in the same folder."""
+        self._failure_file.unlink(missing_ok=True)
+
     def write_failure(self, text: str) -> None:
         """Leave the reason of a failure where the platform looks for it."""
         self.output_directory.mkdir(parents=True, exist_ok=True)
-        (self.output_directory / "failure").write_text(text, encoding="utf-8")
+        self._failure_file.write_text(text, encoding="utf-8")
+
+    @property
+    def _failure_file(self) -> Path:
+        return self.output_directory / "failure"
 
     def _config(self, name: str) -> Path:
         return self.base / "input" / "config" / f"{name}.json"

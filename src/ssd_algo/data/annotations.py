@@ -141,7 +141,9 @@ def _image_of(document: dict[str, Any], where: str, by_path: dict[str, Path], ch
         candidate = "/".join(parts[start:])
         if candidate in by_path:
             return candidate
-    raise UserError(f'{where}: "file" is "{file}", but channel {channel} holds no such image.')
+    raise UserError(
+        f'{where}: "file" is "{file}", but channel {channel} holds no such image; add it, or remove the annotation.'
+    )
 
 
 def _image_sample(document: dict[str, Any], where: str, name: str, path: Path, num_classes: int) -> Sample:

@@ -1,5 +1,6 @@
 """One inference thread: MXNet's executors are not thread-safe, and requests arrive on many threads."""
 
+import logging
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -7,6 +8,8 @@ import numpy as np
 
 from ssd_algo.errors import NotReady
 from ssd_algo.inference.predictor import Detections, Picture, Predictor
+
+logger = logging.getLogger(__name__)
 
 
 class InferenceThread:
@@ -47,4 +50,5 @@ def _load_and_warm(load: Callable[[], Predictor]) -> Predictor:
     predictor = load()
     side = predictor.image_shape
     predictor.detect([Picture(np.zeros((side, side, 3), dtype=np.uint8), side, side)])
+    logger.info("The model is ready.")
     return predictor

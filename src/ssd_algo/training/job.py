@@ -24,6 +24,7 @@ def main() -> int:
     print(log_lines.entry_point("train"), flush=True)
     signal.signal(signal.SIGTERM, _stop)
     try:
+        container.forget_failure()
         run(container)
     except Exception as error:
         cause = classify(error)
@@ -50,7 +51,7 @@ def run(container: Container) -> None:
     channels = container.channels()
     if hyperparameters.use_pretrained_model and "model" not in channels:
         raise UserError(
-            "use_pretrained_model is 1 (the default), but this image holds no ImageNet weights; set "
+            "use_pretrained_model is 1 (the default), but this version comes without ImageNet weights; set "
             "use_pretrained_model to 0, or give a trained model in a channel named model."
         )
     training_data = data.read(channels, hyperparameters.num_classes)

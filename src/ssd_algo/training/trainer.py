@@ -112,6 +112,7 @@ class Trainer:
             if count % _LOG_EVERY == 0:
                 logger.info(log_lines.batches_done(epoch, count, examples, time.time() - start))
         sums += self._read(epoch, unread)
+        mx.nd.waitall()  # the last update belongs to the epoch
         seconds = time.time() - start
         logger.info(log_lines.batches_done(epoch, count, examples, seconds))
         chosen = max(sums[2], 1)
