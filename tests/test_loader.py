@@ -75,6 +75,16 @@ def test_batches_do_not_depend_on_the_number_of_workers(samples: list[Sample]) -
     assert not (outcomes[0][0][0][0] == outcomes[0][1][0][0]).all()
 
 
+def test_a_sample_is_augmented_anew_in_each_epoch_and_with_each_seed(samples: list[Sample]) -> None:
+    seen = []
+    for seed, epoch in ((0, 0), (0, 1), (1, 0), (0, 0)):
+        with Loader(samples[:1], 32, 1, workers=1, seed=seed) as loader:
+            ((image, *_),) = copies(loader, epoch)
+        seen.append(image.tobytes())
+    assert len(set(seen)) == 3
+    assert seen[0] == seen[3]
+
+
 def test_an_image_that_cannot_be_decoded_is_named(samples: list[Sample], tmp_path: Path) -> None:
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"no image")

@@ -78,6 +78,18 @@ def test_frozen_parameters_stay_bit_identical_and_others_move() -> None:
     assert all((before[name] == after[name]).all() for name in constants(NETWORK))
 
 
+def test_frozen_batch_norm_in_the_middle_keeps_its_statistics() -> None:
+    """Gradients pass through it to the layers below, which is when MXNet would update them."""
+    trainer = make([mx.cpu()], freeze_layer_pattern="stage3_")
+    trainer.train_epoch(0, [batch()] * 2)
+    before, after = start(), trainer.values()
+    frozen = [name for name in before if name.startswith("stage3_")]
+    assert len(frozen) == 5 * 5
+    assert all((before[name] == after[name]).all() for name in frozen)
+    assert not (before["stage2_unit1_bn1_moving_mean"] == after["stage2_unit1_bn1_moving_mean"]).all()
+    assert not (before["conv0_weight"] == after["conv0_weight"]).all()
+
+
 def test_same_start_same_result() -> None:
     values = []
     for _ in range(2):
