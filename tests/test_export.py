@@ -72,6 +72,23 @@ def test_symbol_select_and_naive_loop_agree(
         assert table == pytest.approx(np.asarray(expected), abs=1e-4)
 
 
+@pytest.mark.parametrize("image_shape", [128, 256, 300, 447, 512])
+@pytest.mark.parametrize("base_network", ["vgg-16", "resnet-18", "resnet-34", "resnet-50", "resnet-101"])
+def test_every_network_runs_as_a_deploy_symbol(base_network: str, image_shape: int) -> None:
+    detector = network.build_network(base_network, image_shape, 4)
+    generator = np.random.default_rng(0)
+    values = network.initial_parameters(detector, image_shape, generator) | network.constants(detector)
+    # BatchNorm's variances of 4 keep the activations of an untrained network small.
+    values = {name: value * 4 if name.endswith("_moving_var") else value for name, value in values.items()}
+    images = generator.integers(0, 256, (1, 3, image_shape, image_shape)).astype(np.float32)
+    (rows,) = run_symbol(deploy_symbol(detector, 4, 0.45, 400), values, images)
+    logits, offsets = run_symbol(detector.symbol, values, images)
+    scores = select(logits[0], offsets[0], detector.anchors, 0.45, 400).scores
+    assert 100 < len(scores) <= 400
+    assert rows[0, : len(scores), 1] == pytest.approx(scores, abs=1e-4)
+    assert (rows[0, len(scores) :] == -1).all()
+
+
 def test_more_pairs_than_float32_counts() -> None:
     """24,564 anchors x 700 classes are 17,194,800 pairs, more than 2^24 = 16,777,216."""
     generator = np.random.default_rng(0)
