@@ -56,11 +56,16 @@ def environment(base: Path, **more: str) -> dict[str, str]:
     return kept | {"SAGEMAKER_BASE_DIR": str(base)} | more
 
 
+def write_config(base: Path, name: str, value: object) -> None:
+    """Write a file of input/config as the platform does."""
+    folder = base / "input" / "config"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(value))
+
+
 def train(base: Path, hyperparameters: dict[str, str], **more: str) -> Run:
     """Run scripts/train over `base` with these hyperparameters."""
-    config = base / "input" / "config"
-    config.mkdir(parents=True, exist_ok=True)
-    (config / "hyperparameters.json").write_text(json.dumps(hyperparameters))
+    write_config(base, "hyperparameters", hyperparameters)
     done = subprocess.run(TRAIN, env=environment(base, **more), capture_output=True, text=True, timeout=600)
     return Run(base, done.returncode, done.stdout, done.stderr)
 

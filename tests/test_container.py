@@ -1,20 +1,14 @@
-import json
 from pathlib import Path
 
 import pytest
+from conftest import write_config
 
 from ssd_algo.contract.container import Channel, Container, Hosts
 from ssd_algo.errors import UserError
 
 
-def config(base: Path, name: str, value: object) -> None:
-    folder = base / "input" / "config"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(value))
-
-
 def test_channels_of_the_configuration(tmp_path: Path) -> None:
-    config(
+    write_config(
         tmp_path,
         "inputdataconfig",
         {
@@ -40,12 +34,12 @@ def test_without_a_configuration_the_folders_are_the_channels(tmp_path: Path) ->
 
 def test_hosts(tmp_path: Path) -> None:
     assert Container(tmp_path).hosts() == Hosts("algo-1", ("algo-1",))
-    config(tmp_path, "resourceconfig", {"current_host": "algo-2", "hosts": ["algo-2", "algo-1"]})
+    write_config(tmp_path, "resourceconfig", {"current_host": "algo-2", "hosts": ["algo-2", "algo-1"]})
     assert Container(tmp_path).hosts() == Hosts("algo-2", ("algo-1", "algo-2"))
 
 
 def test_hyperparameters_written_as_json_values_become_the_platforms_strings(tmp_path: Path) -> None:
-    config(
+    write_config(
         tmp_path, "hyperparameters", {"epochs": 3, "learning_rate": 0.01, "early_stopping": True, "optimizer": "sgd"}
     )
     assert Container(tmp_path).hyperparameters() == {
@@ -66,7 +60,7 @@ def test_missing_hyperparameters(tmp_path: Path) -> None:
 
 
 def test_a_list_of_hyperparameters(tmp_path: Path) -> None:
-    config(tmp_path, "hyperparameters", [1])
+    write_config(tmp_path, "hyperparameters", [1])
     with pytest.raises(UserError) as caught:
         Container(tmp_path).hyperparameters()
     path = tmp_path / "input" / "config" / "hyperparameters.json"

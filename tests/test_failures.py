@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SMALL, Run, train
+from conftest import SMALL, Run, train, write_config
 
 from ssd_algo import demo
 from ssd_algo.errors import AlgorithmError, UserError
@@ -50,10 +50,8 @@ def test_missing_channel(tmp_path: Path) -> None:
 def test_images_without_annotation_channel(tmp_path: Path) -> None:
     for channel in ("train", "validation"):
         (tmp_path / "input" / "data" / channel).mkdir(parents=True)
-    config = tmp_path / "input" / "config"
-    config.mkdir()
     channels = {"train": {"ContentType": "image/jpeg"}, "validation": {"ContentType": "image/jpeg"}}
-    (config / "inputdataconfig.json").write_text(json.dumps(channels))
+    write_config(tmp_path, "inputdataconfig", channels)
     assert_refused(
         train(tmp_path, SMALL),
         "Channel train holds images (image/jpeg), but there is no channel train_annotation with their JSON annotations; "
@@ -62,10 +60,8 @@ def test_images_without_annotation_channel(tmp_path: Path) -> None:
 
 
 def test_unknown_content_type(base: Path) -> None:
-    config = base / "input" / "config"
-    config.mkdir()
     channels = {"train": {"ContentType": "text/csv"}, "validation": {}}
-    (config / "inputdataconfig.json").write_text(json.dumps(channels))
+    write_config(base, "inputdataconfig", channels)
     assert_refused(
         train(base, SMALL),
         "Channel train has the content type text/csv; it must be application/x-recordio or one of image/jpeg, image/png, "
@@ -74,9 +70,7 @@ def test_unknown_content_type(base: Path) -> None:
 
 
 def test_channel_without_a_folder(base: Path) -> None:
-    config = base / "input" / "config"
-    config.mkdir()
-    (config / "inputdataconfig.json").write_text(json.dumps({"train": {}, "validation": {}, "train_annotation": {}}))
+    write_config(base, "inputdataconfig", {"train": {}, "validation": {}, "train_annotation": {}})
     (base / "input" / "data").unlink()
     assert_refused(
         train(base, SMALL),
@@ -85,9 +79,7 @@ def test_channel_without_a_folder(base: Path) -> None:
 
 
 def test_several_hosts(base: Path) -> None:
-    config = base / "input" / "config"
-    config.mkdir()
-    (config / "resourceconfig.json").write_text(json.dumps({"current_host": "algo-1", "hosts": ["algo-2", "algo-1"]}))
+    write_config(base, "resourceconfig", {"current_host": "algo-1", "hosts": ["algo-2", "algo-1"]})
     assert_refused(
         train(base, SMALL),
         "The job has 2 hosts (algo-1, algo-2), but this version trains on one machine; set instance_count to 1 and choose "
@@ -159,17 +151,15 @@ def test_model_channel_that_does_not_agree(
 
 
 def test_hosts_that_are_no_list(base: Path) -> None:
-    config = base / "input" / "config"
-    config.mkdir()
-    (config / "resourceconfig.json").write_text(json.dumps({"hosts": 5}))
-    assert_refused(train(base, SMALL), f'{config}/resourceconfig.json: "hosts" must be a list of host names; it is 5.')
+    write_config(base, "resourceconfig", {"hosts": 5})
+    assert_refused(
+        train(base, SMALL), f'{base}/input/config/resourceconfig.json: "hosts" must be a list of host names; it is 5.'
+    )
 
 
 def test_pipe_mode(base: Path) -> None:
-    config = base / "input" / "config"
-    config.mkdir()
     channels = {"train": {"TrainingInputMode": "Pipe"}, "validation": {"TrainingInputMode": "Pipe"}}
-    (config / "inputdataconfig.json").write_text(json.dumps(channels))
+    write_config(base, "inputdataconfig", channels)
     assert_refused(
         train(base, SMALL), "Channel train is in Pipe mode, which this version does not read; use File mode."
     )

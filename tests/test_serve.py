@@ -175,14 +175,8 @@ def test_saved_symbol_gives_the_served_detections(url: str, trained: Run, photo:
     assert (table[len(served) :] == -1).all()
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
 def test_sigterm_answers_what_is_in_flight(trained: Run, photo: bytes) -> None:
-    port = free_port()
+    port = demo.free_port()
     settings = environment(trained.base, SAGEMAKER_BIND_TO_PORT=str(port))
     with subprocess.Popen(SERVE, env=settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as server:
         url = f"http://127.0.0.1:{port}"
@@ -238,7 +232,7 @@ def test_server_with_a_damaged_model_ends(tmp_path: Path, trained: Run) -> None:
     for path in (trained.base / "model").iterdir():
         (tmp_path / "model" / path.name).write_bytes(path.read_bytes())
     (tmp_path / "model" / "model_algo_1-0000.params").write_bytes(b"short")
-    code, err = refusal(tmp_path, SAGEMAKER_BIND_TO_PORT=str(free_port()))
+    code, err = refusal(tmp_path, SAGEMAKER_BIND_TO_PORT=str(demo.free_port()))
     assert code == 3
     assert (
         f"ClientError: {tmp_path}/model/model_algo_1-0000.params is damaged and cannot be loaded; unpack the model.tar.gz "

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SMALL, Run, train
+from conftest import SMALL, Run, train, write_config
 
 from ssd_algo import demo
 from ssd_algo.contract.log_lines import METRIC_DEFINITIONS
@@ -76,11 +76,9 @@ def test_same_seed_same_losses_and_recordio_is_the_same_data(base: Path, tmp_pat
             assert one.classes.tolist() == two.classes.tolist()
             assert one.boxes == pytest.approx(two.boxes, abs=1e-6)
             assert one.encoded() == two.encoded()
-    config = records / "input" / "config"
-    config.mkdir()
     channel = {"ContentType": "application/x-recordio", "TrainingInputMode": "File"}
-    (config / "inputdataconfig.json").write_text(json.dumps({"train": channel, "validation": channel}))
-    (config / "resourceconfig.json").write_text(json.dumps({"current_host": "algo-7", "hosts": ["algo-7"]}))
+    write_config(records, "inputdataconfig", {"train": channel, "validation": channel})
+    write_config(records, "resourceconfig", {"current_host": "algo-7", "hosts": ["algo-7"]})
     run = train(records, SMALL)
     assert run.code == 0, run.err
     assert "host=algo-7" in run.out

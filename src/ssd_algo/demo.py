@@ -156,9 +156,7 @@ def _lines(command: Sequence[str], environment: dict[str, str]) -> Iterator[str]
 @contextmanager
 def serving(command: Sequence[str], environment: dict[str, str], log: Path) -> Iterator[str]:
     """A running server, ready for requests; yields its URL."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     environment = environment | {"SAGEMAKER_BIND_TO_PORT": str(port)}
     url = f"http://127.0.0.1:{port}"
     with log.open("w") as out, subprocess.Popen(command, env=environment, stdout=out, stderr=out) as process:
@@ -170,6 +168,13 @@ def serving(command: Sequence[str], environment: dict[str, str], log: Path) -> I
             yield url
         finally:
             process.terminate()
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def is_ready(url: str) -> bool:

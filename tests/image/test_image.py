@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -11,21 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import SMALL
 
 from ssd_algo import demo
 
 IMAGE = os.environ["SSD_ALGO_IMAGE"]
-
-HYPERPARAMETERS = {
-    "num_classes": "3",
-    "num_training_samples": "40",
-    "base_network": "resnet-18",
-    "use_pretrained_model": "0",
-    "image_shape": "128",
-    "mini_batch_size": "8",
-    "learning_rate": "0.005",
-    "epochs": "2",
-}
 
 
 def docker(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -38,7 +27,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("opt-ml")
     demo.write_channels(base / "input" / "data", 40, 10, np.random.default_rng(0))
     (base / "input" / "config").mkdir()
-    (base / "input" / "config" / "hyperparameters.json").write_text(json.dumps(HYPERPARAMETERS))
+    (base / "input" / "config" / "hyperparameters.json").write_text(json.dumps(SMALL | {"epochs": "2"}))
     return base
 
 
@@ -53,9 +42,7 @@ def log(base: Path) -> str:
 @pytest.fixture(scope="module")
 def server(base: Path, log: str) -> Iterator[tuple[str, str]]:
     """Container name and address of a server over a read-only model, as the platform mounts it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = demo.free_port()
     name = f"ssd-algo-test-{port}"
     model = f"{base}/model:/opt/ml/model:ro"
     started = docker("run", "-d", "--name", name, "-p", f"127.0.0.1:{port}:8080", "-v", model, IMAGE, "serve")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssd_algo.data.boxes import Boxes, area, intersection, iou
-from ssd_algo.data.images import Pixels, to_square
+from ssd_algo.data.images import Pixels
 
 FILL = (124, 116, 104)  # ImageNet's mean RGB, what a zoom-out shows around the image
 
@@ -48,12 +48,6 @@ def augment(
     if generator.random() < 0.5:
         square, boxes = mirror(square, boxes)
     return distort(square, generator), boxes, classes
-
-
-def plain(image: Pixels, boxes: Boxes, side: int) -> tuple[Pixels, Boxes]:
-    """The whole image as a square, without augmentation; boxes in pixels of it."""
-    scale = np.asarray([side / image.shape[1], side / image.shape[0]] * 2, dtype=np.float32)
-    return to_square(image, side), boxes * scale
 
 
 def draw_window(width: int, height: int, boxes: Boxes, generator: np.random.Generator) -> Window:

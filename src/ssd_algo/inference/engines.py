@@ -29,13 +29,12 @@ class MXNetEngine:
     ) -> None:
         import mxnet as mx
 
-        from ssd_algo.model.network import set_parameters
+        from ssd_algo.model.network import set_parameters, to_input
 
         self._mx, self._context = mx, context
         images = mx.sym.var("images", dtype="uint8")
-        graph = symbol(data=mx.sym.transpose(mx.sym.cast(images, dtype="float32"), axes=(0, 3, 1, 2)))
         shared = None if isinstance(parameters, dict) else parameters
-        self._block = mx.gluon.SymbolBlock(graph, [images], params=shared)
+        self._block = mx.gluon.SymbolBlock(symbol(data=to_input(images)), [images], params=shared)
         if isinstance(parameters, dict):
             set_parameters(self._block, parameters, [context])
         self._block.hybridize(static_alloc=True, static_shape=True)

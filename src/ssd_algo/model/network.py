@@ -74,6 +74,11 @@ def _build(base_network: str, image_shape: int, num_classes: int) -> Network:
     )
 
 
+def to_input(images: mx.sym.Symbol) -> mx.sym.Symbol:
+    """The network's `data` from uint8 (B, S, S, 3) images, as part of a graph."""
+    return mx.sym.transpose(mx.sym.cast(images, dtype="float32"), axes=(0, 3, 1, 2))
+
+
 def _extra_maps(x: mx.sym.Symbol, base_network: str, image_shape: int) -> dict[str, mx.sym.Symbol]:
     """Feature maps after the backbone's; a layer whose map would vanish ends the list."""
     is_resnet = base_network in backbones.RESNETS

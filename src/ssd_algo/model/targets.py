@@ -10,7 +10,7 @@ from typing import Any
 import mxnet as mx
 
 from ssd_algo.data.boxes import OFFSET_SCALES
-from ssd_algo.model.network import Network
+from ssd_algo.model.network import Network, to_input
 
 MATCH_IOU = 0.5
 NEGATIVES_PER_POSITIVE = 3
@@ -135,8 +135,7 @@ def training_symbol(network: Network, frozen: frozenset[str]) -> mx.sym.Symbol:
     A BatchNorm layer whose gamma is frozen keeps its statistics too.
     """
     images, boxes, classes, weights = (mx.sym.var(name, dtype=dtype) for name, dtype in INPUTS.items())
-    data = mx.sym.transpose(mx.sym.cast(images, dtype="float32"), axes=(0, 3, 1, 2))
-    logits, offsets = _with_frozen_statistics(network.symbol, frozen)(data=data)
+    logits, offsets = _with_frozen_statistics(network.symbol, frozen)(data=to_input(images))
     anchors = mx.sym.var("anchors", shape=(1, *network.anchors.shape))
     loss, parts = detection_loss(mx.sym, logits, offsets, anchors, boxes, classes)
     weighted_parts = mx.sym.sum(mx.sym.broadcast_mul(parts, mx.sym.expand_dims(weights, axis=1)), axis=0)

@@ -20,7 +20,7 @@ from ssd_algo.model.export import deploy_symbol
 from ssd_algo.model.network import Network, build_network, constants, initial_parameters, parameter_shapes
 from ssd_algo.training import cluster, schedule
 from ssd_algo.training.data import TrainingData
-from ssd_algo.training.trainer import EpochResult, Trainer
+from ssd_algo.training.trainer import EpochResult, Trainer, diverged
 
 logger = logging.getLogger(__name__)
 
@@ -105,11 +105,7 @@ def finite(
     """
     for name, value in values.items():
         if not np.isfinite(value).all():
-            raise UserError(
-                f"Parameter {name} is not finite after epoch {epoch}; lower learning_rate (it is "
-                f"{hyperparameters.learning_rate:g}) by ten, and check the boxes of the training data. The last good "
-                "model is kept."
-            )
+            raise diverged(f"Parameter {name} is not finite after epoch {epoch}", hyperparameters.learning_rate)
     return values
 
 

@@ -68,7 +68,8 @@ class Trainer:
             if name in CONSTANTS or name in frozen:
                 parameter.grad_req = "null"
         self._block.hybridize(static_alloc=True, static_shape=True)
-        trained = [self._parameters[name] for name in sorted(self._parameters) if _is_trained(self._parameters[name])]
+        ordered = [self._parameters[name] for name in sorted(self._parameters)]
+        trained = [parameter for parameter in ordered if parameter.grad_req != "null"]
         if not trained:
             raise UserError(
                 f'freeze_layer_pattern "{hyperparameters.freeze_layer_pattern}" matches every parameter, so that none '
@@ -139,11 +140,7 @@ class Trainer:
         for number, parts in steps:
             values = np.sum([part.asnumpy() for part in parts], axis=0, dtype=np.float64)
             if not np.isfinite(values).all():
-                raise UserError(
-                    f"The loss is not finite at epoch {epoch}, step {number}; lower learning_rate (it is "
-                    f"{self._optimizer.learning_rate:g}) by ten, and check the boxes of the training data. The last "
-                    "good model is kept."
-                )
+                raise diverged(f"The loss is not finite at epoch {epoch}, step {number}", self._optimizer.learning_rate)
             total += values
         return total
 
@@ -160,8 +157,12 @@ def frozen_parameters(pattern: str, network: Network) -> frozenset[str]:
     return frozenset(name for name in names if pattern and re.match(pattern, name))
 
 
-def _is_trained(parameter: gluon.Parameter) -> bool:
-    return bool(parameter.grad_req != "null")
+def diverged(what: str, rate: float) -> UserError:
+    """The error of a training that left the finite numbers; `what` says where, `rate` is the learning rate."""
+    return UserError(
+        f"{what}; lower learning_rate (it is {rate:g}) by ten, and check the boxes of the training data. The last good "
+        "model is kept."
+    )
 
 
 def _optimizer_settings(hyperparameters: Hyperparameters) -> dict[str, float]:
