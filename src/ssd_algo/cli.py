@@ -1,14 +1,30 @@
 """`ssd-algo`: the image's work for people at a terminal."""
 
+import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
 from ssd_algo import __version__
+from ssd_algo.data.findings import Findings
+from ssd_algo.errors import UserError
 
 
-@click.group()
+class _Group(click.Group):
+    """Ends a command that the user can mend with its sentence and exit code, as `train` does."""
+
+    def invoke(self, context: click.Context) -> object:
+        try:
+            return super().invoke(context)
+        except UserError as error:
+            click.echo(f"{error.prefix}: {error}", err=True)
+            context.exit(error.exit_code)
+
+
+@click.group(cls=_Group)
 @click.version_option(__version__)
 def main() -> None:
     """Train and serve SSD object detectors, as SageMaker's built-in Object Detection algorithm does."""
@@ -21,3 +37,98 @@ def demo() -> None:
 
     beside = Path(sys.executable).parent  # where the package is installed, so are its two scripts
     demo.run([str(beside / "train")], [str(beside / "serve")], click.echo)
+
+
+@main.command()
+@click.argument("channels", nargs=-1, required=True)
+@click.option(
+    "--hyperparameters",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The job's hyperparameters.json.",
+)
+@click.option("--num-classes", type=click.IntRange(1), help="Without --hyperparameters: number of classes.")
+@click.option(
+    "--image-shape", type=click.IntRange(128), default=300, show_default=True, help="Without --hyperparameters."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON, as train writes data_check.json.")
+def check(
+    channels: tuple[str, ...], hyperparameters: Path | None, num_classes: int | None, image_shape: int, as_json: bool
+) -> None:
+    """Check CHANNELS before they are uploaded, as train does before it starts.
+
+    A channel is a folder or an s3:// prefix; its last part is the channel's name (train, train_annotation, ...), or
+    give it as NAME=FOLDER. The exit code is 2 exactly when train would refuse the data.
+    """
+    from ssd_algo.contract.container import Channel, read_hyperparameters
+    from ssd_algo.contract.hyperparameters import Hyperparameters
+    from ssd_algo.data.check import as_text
+    from ssd_algo.data.labels import Rules
+    from ssd_algo.training import data
+
+    rules = Rules(num_classes)
+    if hyperparameters is not None:
+        parsed = Hyperparameters.parse(read_hyperparameters(hyperparameters))
+        rules, image_shape = data.rules(parsed), parsed.image_shape
+    named = dict(_named(channel) for channel in channels)
+    _, findings, report = data.check(
+        {name: Channel(name, location) for name, location in named.items()}, rules, image_shape, _progress_bar
+    )
+    click.echo(json.dumps(report, indent=1) if as_json else as_text(report, findings, image_shape))
+    sys.exit(UserError.exit_code if findings.faults else 0)
+
+
+@main.command()
+@click.argument("images", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("annotations", type=click.Path(exists=True, path_type=Path))
+@click.argument("output", type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "--classes",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="For PASCAL VOC: class names in the order of their ids, one a line, as an earlier pack left them.",
+)
+def pack(images: Path, annotations: Path, output: Path, classes: Path | None) -> None:
+    """Pack the folder IMAGES into the RecordIO file OUTPUT (.rec), with its .idx and .classes.txt.
+
+    ANNOTATIONS is a folder of SageMaker JSON or PASCAL VOC XML, one file an image, or a COCO .json file. Images without
+    objects are packed too. The same input makes the same bytes.
+    """
+    from ssd_algo.data import pack
+    from ssd_algo.data.files import list_file, list_folder
+
+    if output.suffix != ".rec":
+        raise UserError(f"{output}: the file must end in .rec, by which training finds it.")
+    names = classes.read_text(encoding="utf-8").splitlines() if classes else []
+    findings = Findings()
+    source = list_file(annotations) if annotations.is_file() else list_folder(annotations.name, annotations)
+    dataset = pack.read(list_folder(images.name, images), source, names, findings, _progress_bar)
+    for sentence in findings.short_warnings():
+        click.echo(f"warning: {sentence}", err=True)
+    if len(findings.faults) > 1:
+        click.echo(findings.grouped_faults(), err=True)
+    findings.raise_faults()
+    if not dataset.samples:
+        raise UserError(f"{images} holds no annotated image; check both folders.")
+    pack.write(dataset.samples, output, _progress_bar)
+    ids = range(max(dataset.class_names, default=-1) + 1)
+    output.with_suffix(".classes.txt").write_text(
+        "".join(f"{dataset.class_names.get(identity, identity)}\n" for identity in ids), encoding="utf-8"
+    )
+    objects = sum(len(sample.classes) for sample in dataset.samples)
+    click.echo(f"{output}: {len(dataset.samples)} images, {objects} objects, {len(ids)} named classes.")
+
+
+def _named(channel: str) -> tuple[str, str]:
+    name, separator, location = channel.partition("=")
+    if separator and "/" not in name:
+        return name, location
+    return channel.rstrip("/").rsplit("/", 1)[-1], channel
+
+
+@contextmanager
+def _progress_bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal's standard error; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda done: None
+        return
+    with click.progressbar(length=total, label=label, file=sys.stderr) as bar:
+        yield bar.update

@@ -3,6 +3,8 @@
 Everything else asks this object; nothing else spells `/opt/ml` or, `serving.server` apart, reads the environment.
 """
 
+import ctypes
+import importlib.metadata
 import json
 import os
 from dataclasses import dataclass
@@ -21,8 +23,8 @@ class Channel:
     Attributes
     ----------
     name : str
-    directory : Path
-        Where its files are (File and FastFile mode).
+    location : str
+        The folder, or `s3://` prefix, of its files (File and FastFile mode).
     content_type : str
         Lower case, without parameters; empty when none was given.
     input_mode : str
@@ -30,7 +32,7 @@ class Channel:
     """
 
     name: str
-    directory: Path
+    location: str
     content_type: str = ""
     input_mode: str = "File"
 
@@ -97,18 +99,14 @@ class Container:
                 f"{path} is missing; write the hyperparameters into it as a JSON object, "
                 '{"num_classes": "2", "num_training_samples": "100", ...}.'
             )
-        values = self._read_object(path)
-        nested = [name for name, value in values.items() if isinstance(value, dict | list)]
-        if nested:
-            raise UserError(f"{path}: hyperparameter {nested[0]} is a JSON object or array; give it as a string.")
-        return {name: value if isinstance(value, str) else _as_platform_writes(value) for name, value in values.items()}
+        return read_hyperparameters(path)
 
     def channels(self) -> dict[str, Channel]:
         """Input channels by name: the configured ones or, without a configuration, the folders that are there."""
         data = self.base / "input" / "data"
         path = self._config("inputdataconfig")
         if path.is_file():
-            configured = self._read_object(path)
+            configured = _read_object(path)
             bad = [name for name, value in configured.items() if not isinstance(value, dict)]
             if bad:
                 raise UserError(f"{path}: the value of channel {bad[0]} is not a JSON object.")
@@ -118,7 +116,7 @@ class Container:
         return {
             name: Channel(
                 name,
-                data / name,
+                str(data / name),
                 content_type=str(value.get("ContentType") or "").split(";")[0].strip().lower(),
                 input_mode=str(value.get("TrainingInputMode") or "File"),
             )
@@ -130,12 +128,19 @@ class Container:
         path = self._config("resourceconfig")
         if not path.is_file():
             return Hosts("algo-1", ("algo-1",))
-        config = self._read_object(path)
+        config = _read_object(path)
         current = str(config.get("current_host") or "algo-1")
         hosts = config.get("hosts") or [current]
         if not isinstance(hosts, list):
             raise UserError(f'{path}: "hosts" must be a list of host names; it is {hosts}.')
         return Hosts(current, tuple(sorted(map(str, hosts))))
+
+    def write_data_check(self, report: dict[str, Any]) -> Path:
+        """Leave what the check of the data found among the job's output."""
+        path = self.output_directory / "data" / "data_check.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(report, indent=1), encoding="utf-8")
+        return path
 
     def forget_failure(self) -> None:
         """Remove the reason of an earlier run's failure in the same folder."""
@@ -153,14 +158,30 @@ class Container:
     def _config(self, name: str) -> Path:
         return self.base / "input" / "config" / f"{name}.json"
 
-    def _read_object(self, path: Path) -> dict[str, Any]:
-        try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise UserError(f"{path} is not JSON in UTF-8 ({error}).") from error
-        if not isinstance(value, dict):
-            raise UserError(f"{path} holds {type(value).__name__}, not a JSON object.")
-        return value
+
+def read_hyperparameters(path: Path) -> dict[str, str]:
+    """A file of hyperparameters, every value as the string that the platform writes for it.
+
+    Raises
+    ------
+    UserError
+        When it is not a flat JSON object.
+    """
+    values = _read_object(path)
+    nested = [name for name, value in values.items() if isinstance(value, dict | list)]
+    if nested:
+        raise UserError(f"{path}: hyperparameter {nested[0]} is a JSON object or array; give it as a string.")
+    return {name: value if isinstance(value, str) else _as_platform_writes(value) for name, value in values.items()}
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON in UTF-8 ({error}).") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds {type(value).__name__}, not a JSON object.")
+    return value
 
 
 def _as_platform_writes(value: Any) -> str:
@@ -187,6 +208,22 @@ def _cgroup_quota() -> float | None:
         return None if limit_us <= 0 else limit_us / int((folder / "cpu.cfs_period_us").read_text())
     except (OSError, ValueError):
         return None
+
+
+def count_gpus() -> int:
+    """GPUs that training will use, asked of the driver: 0 without one, or in an image whose MXNet is built for the CPU.
+
+    MXNet would know too, but takes seconds to import.
+    """
+    try:
+        importlib.metadata.version("mxnet-cu112")
+        driver = ctypes.CDLL("libcuda.so.1")
+        count = ctypes.c_int(0)
+        if driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0:
+            return count.value
+    except (importlib.metadata.PackageNotFoundError, OSError, AttributeError):
+        pass
+    return 0
 
 
 def use_all_cpus() -> None:

@@ -5,14 +5,19 @@ import re
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import annotated_types
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
 from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from ssd_algo.errors import UserError
 
 _BUILT_IN: JsonDict = {"origin": "built-in"}
 _OURS: JsonDict = {"origin": "ssd-algo"}
+
+_OWN_RULE = "own_rule"  # the type of a fault whose message is our own sentence
+
+_LONGEST = 900  # characters of all faults; the platform shows 1024 of a failure
 
 # Names of the built-in that mean nothing here but are sent and kept; values are its defaults.
 HIDDEN = {"_tuning_objective_metric": "", "_kvstore": "device", "_num_kv_servers": "auto", "_begin_epoch": "0"}
@@ -21,6 +26,12 @@ HIDDEN = {"_tuning_objective_metric": "", "_kvstore": "device", "_num_kv_servers
 def _parse_steps(value: Any) -> Any:
     """`"33, 67"` to `(33, 67)`; empty string to `()`."""
     return tuple(part.strip() for part in value.split(",")) if str(value).strip() else ()
+
+
+def _ascending(steps: tuple[int, ...]) -> tuple[int, ...]:
+    if list(steps) != sorted(set(steps)):
+        raise ValueError("not ascending")
+    return steps
 
 
 def _parse_pattern(value: Any) -> Any:
@@ -34,7 +45,16 @@ def _parse_pattern(value: Any) -> Any:
     return value
 
 
-Steps = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_parse_steps)]
+def _enough_for_gpus(size: int, info: ValidationInfo) -> int:
+    gpus = (info.context or {}).get("gpus", 0)
+    if size < gpus:
+        text = "mini_batch_size is {size}, but this machine has {gpus} GPUs and each needs at least one image"
+        raise PydanticCustomError(_OWN_RULE, text, {"size": size, "gpus": gpus})
+    return size
+
+
+BatchSize = Annotated[int, AfterValidator(_enough_for_gpus)]
+Steps = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_parse_steps), AfterValidator(_ascending)]
 Pattern = Annotated[str, BeforeValidator(_parse_pattern)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -61,7 +81,7 @@ class Hyperparameters(BaseModel):
         1, "1: the backbone starts from ImageNet weights; 0: from scratch.", ge=0, le=1
     )
     epochs: int = _built_in(30, "Passes over the training data.", ge=1)
-    mini_batch_size: int = _built_in(32, "Images a step, on one machine, over all its devices.", ge=1)
+    mini_batch_size: BatchSize = _built_in(32, "Images a step, on one machine, over all its devices.", ge=1)
     learning_rate: Number = _built_in(0.001, "Initial learning rate.", gt=0, le=1)
     lr_scheduler_step: Steps = _built_in((), "Epochs after which the learning rate is reduced, as `33, 67`.")
     lr_scheduler_factor: Number = _built_in(0.1, "Factor of each reduction.", gt=0, lt=1)
@@ -87,11 +107,18 @@ class Hyperparameters(BaseModel):
         0.0, "Relative improvement of mAP below which an epoch counts as none.", ge=0, le=1
     )
     kv_store: Literal["device", "dist_sync", "dist_async"] = _built_in("device", "Gradient exchange between machines.")
-    seed: int = _ours(0, "Seed of initial weights, data order and augmentation.", ge=0)
+    seed: int = _ours(
+        0, "Seed of initial weights, data order and augmentation: same seed, same result on the CPU.", ge=0
+    )
+    max_bad_records: int = _ours(
+        0,
+        "Unreadable images that a channel may have; they are skipped with a warning. With more the job is refused.",
+        ge=0,
+    )
 
     @classmethod
-    def parse(cls, provided: dict[str, str]) -> "Hyperparameters":
-        """Parse the platform's strings.
+    def parse(cls, provided: dict[str, str], gpus: int = 0) -> "Hyperparameters":
+        """Parse the platform's strings, for a machine with this number of GPUs.
 
         Raises
         ------
@@ -100,10 +127,26 @@ class Hyperparameters(BaseModel):
         """
         named = {name: value for name, value in provided.items() if not name.startswith(("_", "sagemaker_"))}
         try:
-            return cls.model_validate(named)
+            return cls.model_validate(named, context={"gpus": gpus})
         except ValidationError as error:
-            faults = list(dict.fromkeys(_sentence(str(fault["loc"][0]), provided) for fault in error.errors()))
-            raise UserError("hyperparameters: " + "; ".join(faults) + ".") from error
+            faults = {str(fault["loc"][0]): _sentence(fault, provided) for fault in error.errors()}
+            raise UserError(_refusal(list(faults.values()))) from error
+
+    def warnings(self) -> list[str]:
+        """What is legal, but most likely not what was meant: a sentence each."""
+        found = []
+        late = [step for step in self.lr_scheduler_step if step >= self.epochs]
+        if late:
+            found.append(
+                f"lr_scheduler_step has {', '.join(map(str, late))}, but training ends after {self.epochs} epochs: the "
+                "learning rate is not reduced there."
+            )
+        if self.early_stopping and self.early_stopping_min_epochs >= self.epochs:
+            found.append(
+                f"early_stopping_min_epochs is {self.early_stopping_min_epochs} and epochs {self.epochs}: training "
+                "never stops early."
+            )
+        return found
 
 
 def final_configuration(provided: dict[str, str], parsed: Hyperparameters) -> dict[str, str]:
@@ -112,7 +155,7 @@ def final_configuration(provided: dict[str, str], parsed: Hyperparameters) -> di
     Integers stand there as such, also where `3.0` was given: every reader of the file expects them so.
     """
     defaults = {
-        name: "" if field.is_required() or field.default == () else str(field.default)
+        name: "" if field.is_required() else _as_string(field.default)
         for name, field in Hyperparameters.model_fields.items()
     }
     given = {name: value for name, value in provided.items() if not name.startswith("sagemaker_")}
@@ -120,15 +163,63 @@ def final_configuration(provided: dict[str, str], parsed: Hyperparameters) -> di
     return defaults | HIDDEN | given | integers
 
 
-def _sentence(name: str, provided: dict[str, str]) -> str:
-    """What is wrong with the hyperparameter `name`."""
-    fields = Hyperparameters.model_fields
+def documentation() -> str:
+    """The page docs/hyperparameters.md."""
+    lines = []
+    for name, field in Hyperparameters.model_fields.items():
+        origin = field.json_schema_extra["origin"] if isinstance(field.json_schema_extra, dict) else ""
+        default = "required" if field.is_required() else f"`{_as_string(field.default)}`"
+        default = "empty" if default == "``" else default
+        lines.append(f"| `{name}` | {default} | {_rule(field)} | {field.description} | {origin} |")
+    return _PAGE.format(table="\n".join(lines), hidden=", ".join(f"`{name}`" for name in HIDDEN))
+
+
+_PAGE = """# Hyperparameters
+
+All values are strings in `hyperparameters.json`, as SageMaker writes them. A job with an unknown name, a missing
+required value or a value out of its range is refused before anything is read; the sentence names all such faults at
+once. Truth values are taken in any letter case; NaN and infinity are refused. `false` for `freeze_layer_pattern` means
+none.
+
+| name | default | value | meaning | origin |
+| --- | --- | --- | --- | --- |
+{table}
+
+Names that SageMaker or the built-in algorithm add are accepted and change nothing: {hidden}, any other name that starts
+with `_`, and `sagemaker_*`.
+
+This page is made by `make docs` from `src/ssd_algo/contract/hyperparameters.py`.
+"""
+
+
+def _as_string(default: Any) -> str:
+    return "" if default == () else str(default)
+
+
+def _refusal(faults: list[str]) -> str:
+    """All faults in one sentence, as far as the platform shows it."""
+    kept = list(faults)
+    while len("; ".join(kept)) > _LONGEST and len(kept) > 1:
+        kept.pop()
+    more = f"; and {len(faults) - len(kept)} more" if len(kept) < len(faults) else ""
+    return f"hyperparameters: {'; '.join(kept)}{more}."
+
+
+def _sentence(fault: ErrorDetails, provided: dict[str, str]) -> str:
+    """What is wrong with a hyperparameter."""
+    fields, name = Hyperparameters.model_fields, str(fault["loc"][0])
+    if fault["type"] == _OWN_RULE:
+        return fault["msg"]
     if name not in fields:
         near = difflib.get_close_matches(name, fields, n=1)
-        return f"{name} is unknown" + (f" (did you mean {near[0]}?)" if near else "")
+        return f"{_shortened(name)} is unknown" + (f" (did you mean {near[0]}?)" if near else "")
     if name not in provided:
         return f"{name} is missing and must be {_rule(fields[name])}"
-    return f'{name} is "{provided[name]}" and must be {_rule(fields[name])}'
+    return f'{name} is "{_shortened(provided[name])}" and must be {_rule(fields[name])}'
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:59]}…"
 
 
 def _rule(field: FieldInfo) -> str:
@@ -136,7 +227,7 @@ def _rule(field: FieldInfo) -> str:
     if get_origin(field.annotation) is Literal:
         return "one of " + ", ".join(get_args(field.annotation))
     if any(getattr(each, "func", None) is _parse_steps for each in field.metadata):
-        return "epochs of at least 1 separated by commas, or empty"
+        return "ascending epochs of at least 1 separated by commas, or empty"
     if field.annotation is str:
         return "a regular expression, or empty"
     if field.annotation is bool:

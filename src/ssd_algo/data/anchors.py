@@ -1,6 +1,7 @@
 """Anchors of a layout of feature maps (Liu et al. 2016, section 2.2)."""
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,6 +21,14 @@ _MANY_RATIOS = (1.0, 2.0, 1 / 2, 3.0, 1 / 3)
 def is_large(image_shape: int) -> bool:
     """Whether the layout for large inputs applies, which has one feature map more."""
     return image_shape >= _LARGE_FROM
+
+
+def map_count(image_shape: int) -> int:
+    """Feature maps of a network for this input: strides 8, 16 and 32, then extra layers until a map would vanish."""
+    if is_large(image_shape):
+        return 7
+    side = math.ceil(image_shape / 64)  # of the first extra layer's map
+    return 4 + (side >= 3) + (side >= 5)  # the last two take 2 off
 
 
 def scales(image_shape: int, maps: int) -> list[tuple[float, float]]:

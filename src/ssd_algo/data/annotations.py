@@ -1,226 +1,258 @@
-"""The label formats of a channel to samples: images with JSON annotations, and RecordIO."""
+"""Channels of images with one SageMaker JSON annotation each, to samples."""
 
 import json
-import logging
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
 
-from ssd_algo.data import images, recordio
+from ssd_algo.data import images
+from ssd_algo.data.files import File, Folder, ImageIndex, in_threads
+from ssd_algo.data.findings import Findings
+from ssd_algo.data.labels import (
+    Dataset,
+    Label,
+    Rules,
+    check_label_width,
+    check_objects,
+    check_size,
+    header_of,
+    settle_unreadable,
+    warn_of_unused,
+)
+from ssd_algo.data.progress import Progress, silent
 from ssd_algo.data.samples import Sample
-from ssd_algo.errors import UserError
 
-logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Dataset:
-    """The labelled images of a channel.
-
-    Attributes
-    ----------
-    samples : list of Sample, in the order of their names (of their records for RecordIO)
-    class_names : dict
-        Class id to name, as far as the annotations give names.
-    """
-
-    samples: list[Sample]
-    class_names: dict[int, str] = field(default_factory=dict)
-
-
-def read_image_channel(image_directory: Path, annotation_directory: Path, num_classes: int) -> Dataset:
-    """Read a channel of images and the channel with one JSON annotation an image.
-
-    Raises
-    ------
-    UserError
-        Naming the file and the rule it breaks.
-    """
-    channel = annotation_directory.name
-    image_files = _files(image_directory, images.EXTENSIONS)
-    annotation_files = _files(annotation_directory, (".json",))
-    if not image_files:
-        raise UserError(
-            f"Channel {image_directory.name} ({image_directory}) holds no .jpg, .jpeg or .png file; "
-            "check the S3 prefix of the channel."
-        )
-    if not annotation_files:
-        raise UserError(
-            f"Channel {channel} ({annotation_directory}) holds no .json file; it needs one annotation for each image."
-        )
-    by_path = {path.relative_to(image_directory).as_posix(): path for path in image_files}
-    dataset = Dataset([])
-    seen: dict[str, str] = {}
-    for path in annotation_files:
-        where = f"{channel}/{path.relative_to(annotation_directory).as_posix()}"
-        document = _read_json(path, where)
-        name = _image_of(document, where, by_path, image_directory.name)
-        if name in seen:
-            raise UserError(f"{where} and {seen[name]} both annotate {name}; keep one of them.")
-        seen[name] = where
-        dataset.samples.append(_image_sample(document, where, name, by_path[name], num_classes))
-        _add_class_names(dataset.class_names, document, where)
-    dataset.samples.sort(key=lambda sample: sample.name)
-    unused = len(by_path) - len(seen)
-    if unused:
-        missing = min(set(by_path) - set(seen))
-        logger.warning(
-            "%d images of channel %s have no annotation and are left out, %s first.",
-            unused,
-            image_directory.name,
-            missing,
-        )
-    return dataset
-
-
-def read_record_channel(directory: Path, num_classes: int) -> Dataset:
-    """Read a channel that holds one .rec file.
-
-    Raises
-    ------
-    UserError
-        Naming the record and the rule it breaks.
-    """
-    files = _files(directory, (".rec",))
-    if len(files) != 1:
-        found = ", ".join(path.name for path in files) or "none"
-        raise UserError(f"Channel {directory.name} ({directory}) must hold one .rec file; found: {found}.")
-    dataset = Dataset([])
-    for number, (offset, payload) in enumerate(recordio.read_records(files[0])):
-        name = f"{files[0].name}: record {number} at byte {offset}"
-        record = recordio.unpack(payload, name)
-        if len(record.classes) and (record.boxes.min() < -_TOLERANCE or record.boxes.max() > 1 + _TOLERANCE):
-            raise UserError(
-                f"{name} has a box {record.boxes[np.abs(record.boxes).max(axis=1).argmax()].tolist()} outside the "
-                "image; RecordIO boxes are fractions of the image's width and height, not pixels."
-            )
-        dataset.samples.append(
-            _sample(name, files[0], offset, record.boxes, record.classes, record.difficult, num_classes, name)
-        )
-    if not dataset.samples:
-        raise UserError(f"{files[0].name} of channel {directory.name} holds no record.")
-    return dataset
-
-
-# How far a box may reach over the image's edge, as a fraction of its side, before it is refused and not clipped.
-_TOLERANCE = 0.05
-
+_KEYS = ("class_id", "left", "top", "width", "height")
 _LARGEST = 1e9
 
 
-def _files(directory: Path, extensions: tuple[str, ...]) -> list[Path]:
-    """Files below a directory with one of the extensions in any letter case, sorted; hidden ones left out."""
-    return sorted(
-        path
-        for path in directory.rglob("*")
-        if path.suffix.lower() in extensions
-        and not any(part.startswith(".") for part in path.relative_to(directory).parts)
-        and path.is_file()
-    )
+def read_image_channel(
+    image_folder: Folder, annotation_folder: Folder, rules: Rules, findings: Findings, progress: Progress = silent
+) -> Dataset:
+    """Read a channel of images and the channel with one JSON annotation an image; what breaks a rule is reported."""
+    image_files = image_folder.with_extension(*images.EXTENSIONS)
+    annotation_files = annotation_folder.with_extension(".json")
+    if not image_files:
+        findings.refuse(
+            "empty channel",
+            f"channel {image_folder.name}",
+            f"{image_folder.location} holds no .jpg, .jpeg or .png file; check the channel's S3 prefix or path.",
+        )
+    if not annotation_files:
+        findings.refuse(
+            "empty channel",
+            f"channel {annotation_folder.name}",
+            f"{annotation_folder.location} holds no .json file; there must be one annotation for each image.",
+        )
+    if not (image_files and annotation_files):
+        return Dataset()
+    reader = _Reader(image_folder.name, annotation_folder.name, ImageIndex(image_files), rules)
+    dataset = Dataset()
+    annotated: dict[str, str] = {}
+    bad: list[tuple[str, str]] = []
+    with progress(f"channel {image_folder.name}", len(annotation_files)) as advance:
+        for read in in_threads(reader.read, annotation_files):
+            advance(1)
+            findings.extend(read.findings)
+            bad += read.bad
+            if read.image and read.image in annotated:
+                findings.refuse(
+                    "image annotated twice",
+                    read.where,
+                    f"annotates {read.image}, as {annotated[read.image]} does; keep one of them.",
+                )
+                continue
+            annotated[read.image] = read.where
+            _add_class_names(dataset.class_names, read.class_names, read.where, findings)
+            if read.sample:
+                dataset.samples.append(read.sample)
+    dataset.samples.sort(key=lambda sample: sample.name)
+    dataset.skipped = len(bad)
+    settle_unreadable(bad, rules, findings)
+    warn_of_unused(image_files, set(annotated), image_folder.name, findings)
+    most = max((len(sample.classes) for sample in dataset.samples), default=0)
+    check_label_width(2 + 5 * most, most, image_folder.name, rules, findings)
+    return dataset
 
 
-def _read_json(path: Path, where: str) -> dict[str, Any]:
+@dataclass
+class _Read:
+    """What one annotation file gave; `image` is the name of the image that it annotates, empty if there is none."""
+
+    where: str
+    image: str = ""
+    sample: Sample | None = None
+    class_names: dict[int, str] = field(default_factory=dict)
+    findings: Findings = field(default_factory=Findings)
+    bad: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads one annotation file at a time; shared by threads, so nothing in it changes."""
+
+    image_channel: str
+    annotation_channel: str
+    index: ImageIndex
+    rules: Rules
+
+    def read(self, file: File) -> _Read:
+        read = _Read(f"{self.annotation_channel}/{file.name}")
+        document = _parse(file, read)
+        if document is None:
+            return read
+        read.image = self._image_of(document, file, read)
+        _read_class_names(document, read)
+        size = _image_size(document, read)
+        label = _label(document, size, read)
+        objects = check_objects(label, self.rules, read.findings) if label else None
+        if not (read.image and size and objects):
+            return read
+        image, name = self.index.by_name[read.image], f"{self.image_channel}/{read.image}"
+        fingerprint = b""
+        if self.rules.headers:
+            header = header_of(name, image, read.bad)
+            if header is None:
+                return read
+            check_size(size, name, header, read.where, read.findings)
+            fingerprint = header.fingerprint
+        read.sample = Sample(name, image, -1, objects.boxes, objects.classes, objects.difficult, size, fingerprint)
+        return read
+
+    def _image_of(self, document: dict[str, Any], file: File, read: _Read) -> str:
+        """Which image an annotation speaks of, by its name; empty when none."""
+        path = _property(document, "file", str, "the path of the image below its channel", read)
+        if path is None:
+            return ""
+        if ".." in path.replace("\\", "/").split("/"):
+            read.findings.refuse(
+                "file outside the channel",
+                read.where,
+                f'"file" is "{path}", which leads out of channel {self.image_channel}; give the path below it.',
+            )
+            return ""
+        found = self.index.find(path)
+        if len(found) != 1:
+            what = "holds no such image; add it, or remove the annotation."
+            if found:
+                what = f"holds {len(found)} images of that name ({found[0]}, {found[1]}, ...); give the whole path."
+            read.findings.refuse(
+                "annotation without image", read.where, f'"file" is "{path}", but channel {self.image_channel} {what}'
+            )
+            return ""
+        own = file.name.rsplit(".", 1)[0]
+        if own in self.index.stems and found[0].rsplit(".", 1)[0] != own:
+            read.findings.refuse(
+                "file that names another image",
+                read.where,
+                f'"file" is "{path}", but channel {self.image_channel} holds an image named {own}, as the '
+                "annotation is; name that one, or rename the annotation.",
+            )
+            return ""
+        return found[0]
+
+
+def _parse(file: File, read: _Read) -> dict[str, Any] | None:
+    """The JSON object of an annotation file; None when there is none."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8-sig"))
+        document = json.loads(file.read().decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        read.findings.refuse(
+            "not UTF-8",
+            read.where,
+            f"the file is not UTF-8: byte {error.start} is 0x{error.object[error.start]:02x}; save it as UTF-8.",
+        )
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not JSON in UTF-8 ({error}); correct or remove it.") from error
-    if not isinstance(document, dict):
-        raise UserError(f"{where} holds a {type(document).__name__}, not a JSON object; see the annotation format.")
-    return document
-
-
-def _image_of(document: dict[str, Any], where: str, by_path: dict[str, Path], channel: str) -> str:
-    """Which image, by its path in the channel, an annotation speaks of: `file`, or the end of that path."""
-    file = document.get("file")
-    if not isinstance(file, str) or not file:
-        raise UserError(f'{where}: property "file" must be the path of the image in channel {channel}.')
-    parts = file.replace("\\", "/").split("/")
-    for start in range(len(parts)):
-        candidate = "/".join(parts[start:])
-        if candidate in by_path:
-            return candidate
-    raise UserError(
-        f'{where}: "file" is "{file}", but channel {channel} holds no such image; add it, or remove the annotation.'
-    )
-
-
-def _image_sample(document: dict[str, Any], where: str, name: str, path: Path, num_classes: int) -> Sample:
-    width, height = _image_size(document, where)
-    try:
-        with path.open("rb") as file:
-            actual = images.upright_size(file)
-    except images.NotAnImage as error:
-        raise UserError(f"{name}: {error}; replace the file.") from error
-    if (width, height) != actual:
-        raise UserError(
-            f"{where}: image_size is {width} x {height}, but {name} is {actual[0]} x {actual[1]} pixels upright "
-            "(EXIF orientation applied); correct one of them."
+        read.findings.refuse("not JSON", read.where, f"the file is not JSON ({error}); correct or remove it.")
+    except OSError as error:
+        reason = error.strerror or error
+        read.findings.refuse("file that cannot be read", read.where, f"the file cannot be read ({reason}).")
+    else:
+        if isinstance(document, dict):
+            return document
+        read.findings.refuse(
+            "not a JSON object",
+            read.where,
+            f"the file holds {_kind(document)}, not an object with file, image_size and annotations.",
         )
-    annotations = document.get("annotations")
-    if not isinstance(annotations, list):
-        raise UserError(f'{where}: property "annotations" must be a list; an empty one for an image without objects.')
-    objects = [_numbers(entry, where, index) for index, entry in enumerate(annotations)]
-    table = np.asarray(objects, dtype=np.float64).reshape(-1, 5)
-    corners = np.concatenate([table[:, 1:3], table[:, 1:3] + table[:, 3:5]], axis=1)
-    if len(table) and (table[:, 3:5] < 0).any():
-        index = int((table[:, 3:5] < 0).any(axis=1).argmax())
-        raise UserError(f"{where}: annotation {index} has a negative width or height; correct it.")
-    boxes = (corners / (width, height, width, height)).astype(np.float32)
-    if len(boxes) and (boxes.min() < -_TOLERANCE or boxes.max() > 1 + _TOLERANCE):
-        index = int(((boxes < -_TOLERANCE) | (boxes > 1 + _TOLERANCE)).any(axis=1).argmax())
-        raise UserError(
-            f"{where}: annotation {index} (left, top, right, bottom {corners[index].tolist()}) lies outside the image "
-            f"of {width} x {height} pixels; correct it."
+    return None
+
+
+def _property(owner: dict[str, Any], name: str, kind: type, meaning: str, read: _Read) -> Any:
+    """A property of the right type, or None and a fault."""
+    value = owner.get(name)
+    if isinstance(value, kind) and (value or kind is list):
+        return value
+    if name not in owner:
+        read.findings.refuse("missing property", read.where, f'the property "{name}" is missing; it must be {meaning}.')
+    else:
+        read.findings.refuse(
+            "property of the wrong type", read.where, f'"{name}" is {_shown(value)}; it must be {meaning}.'
         )
-    difficult = np.zeros(len(boxes), dtype=bool)
-    return _sample(name, path, -1, boxes, table[:, 0].astype(np.int64), difficult, num_classes, where)
+    return None
 
 
-def _sample(
-    name: str,
-    path: Path,
-    offset: int,
-    boxes: Any,
-    classes: Any,
-    difficult: Any,
-    num_classes: int,
-    where: str,
-) -> Sample:
-    """A sample whose boxes lie within the image; boxes without area are dropped and reported."""
-    if len(classes) and (classes.min() < 0 or classes.max() >= num_classes):
-        wrong = int(classes[(classes < 0) | (classes >= num_classes)][0])
-        raise UserError(
-            f"{where} has class {wrong}, but num_classes is {num_classes}: class ids go from 0 to {num_classes - 1}."
-        )
-    boxes = np.clip(boxes, 0, 1)
-    kept = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-    if not kept.all():
-        logger.warning("%s: %d of %d boxes have no area and are left out.", where, (~kept).sum(), len(kept))
-    return Sample(name, path, offset, boxes[kept], classes[kept], difficult[kept])
-
-
-def _image_size(document: dict[str, Any], where: str) -> tuple[int, int]:
+def _image_size(document: dict[str, Any], read: _Read) -> tuple[int, int] | None:
+    meaning = '[{"width": ..., "height": ..., "depth": 3}] in pixels'
     sizes = document.get("image_size")
-    entry = sizes[0] if isinstance(sizes, list) and sizes else sizes
+    if isinstance(sizes, dict):
+        document = {"image_size": [sizes]}  # without the list it is as clear
+    entries = _property(document, "image_size", list, meaning, read)
+    if entries is None:
+        return None
+    entry = entries[0] if entries else None
     if isinstance(entry, dict):
-        width, height = entry.get("width"), entry.get("height")
-        if _is_number(width) and _is_number(height) and width == int(width) > 0 and height == int(height) > 0:
+        width, height, depth = entry.get("width"), entry.get("height"), entry.get("depth", 3)
+        if _is_size(width) and _is_size(height) and _is_number(depth):
+            if depth not in (1, 3, 4):
+                text = f"image_size has the depth {depth:g}, which no image here has; it is not used."
+                read.findings.warn("odd depth", read.where, text)
             return int(width), int(height)
-    raise UserError(f'{where}: property "image_size" must be [{{"width": ..., "height": ..., "depth": 3}}] in pixels.')
+    read.findings.refuse(
+        "property of the wrong type", read.where, f'"image_size" is {_shown(entries)}; it must be {meaning}.'
+    )
+    return None
 
 
-def _numbers(entry: Any, where: str, index: int) -> list[float]:
-    keys = ("class_id", "left", "top", "width", "height")
-    values: list[Any] = [entry.get(key) for key in keys] if isinstance(entry, dict) else [None]
-    if not all(_is_number(value) for value in values):
-        raise UserError(
-            f"{where}: annotation {index} must have the numbers class_id, left, top, width and height; it is {entry}."
+def _label(document: dict[str, Any], size: tuple[int, int] | None, read: _Read) -> Label | None:
+    """Class and corners of each object; objects that are not made of numbers are reported."""
+    meaning = "a list of objects, an empty one for an image without any"
+    entries = _property(document, "annotations", list, meaning, read)
+    if entries is None or size is None:
+        return None
+    rows = {
+        index: _numbers(entry, f"{read.where}, annotation {index}", read.findings)
+        for index, entry in enumerate(entries)
+    }
+    rows = {index: row for index, row in rows.items() if row is not None}
+    table = np.asarray(list(rows.values()), dtype=np.float64).reshape(-1, 5)
+    corners = np.concatenate([table[:, 1:3], table[:, 1:3] + table[:, 3:5]], axis=1)
+    names = [f"{read.where}, annotation {index}" for index in rows]
+    return Label(names, table[:, 0], corners, np.zeros(len(table), dtype=bool), size)
+
+
+def _numbers(entry: Any, where: str, findings: Findings) -> list[float] | None:
+    if not isinstance(entry, dict):
+        findings.refuse(
+            "property of the wrong type", where, f"it is {_shown(entry)}, not an object with {', '.join(_KEYS)}."
         )
-    if values[0] != int(values[0]):
-        raise UserError(f"{where}: annotation {index} has class_id {values[0]}, which is not an integer.")
-    return values
+        return None
+    missing = [key for key in _KEYS if key not in entry]
+    if missing:
+        findings.refuse(
+            "missing property", where, f"{' and '.join(missing)} missing; it must have the numbers {', '.join(_KEYS)}."
+        )
+        return None
+    for key in _KEYS:
+        value = entry[key]
+        if isinstance(value, float) and not np.isfinite(value):
+            findings.refuse("number that is not finite", where, f"{key} is {value}, which is not a finite number.")
+            return None
+        if not _is_number(value):
+            findings.refuse("property of the wrong type", where, f"{key} is {_shown(value)}; it must be a number.")
+            return None
+    return [entry[key] for key in _KEYS]
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
@@ -228,16 +260,47 @@ def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST
 
 
-def _add_class_names(names: dict[int, str], document: dict[str, Any], where: str) -> None:
-    categories = document.get("categories") or []
+def _is_size(value: Any) -> TypeGuard[float]:
+    return _is_number(value) and value == int(value) > 0
+
+
+def _kind(value: Any) -> str:
+    names = {list: "a list", str: "a string", int: "a number", float: "a number", bool: "a truth value"}
+    return names.get(type(value), "null")
+
+
+def _shown(value: Any) -> str:
+    """A value as JSON, short enough for a message."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 100 else f"{text[:99]}…"
+
+
+def _read_class_names(document: dict[str, Any], read: _Read) -> None:
+    categories = document.get("categories")
+    if categories is None:
+        return
+    meaning = '{"class_id": ..., "name": ...}'
     if not isinstance(categories, list):
-        raise UserError(f'{where}: property "categories" must be a list of {{"class_id": ..., "name": ...}}.')
+        read.findings.refuse(
+            "property of the wrong type",
+            read.where,
+            f'"categories" is {_shown(categories)}; it must be a list of {meaning}.',
+        )
+        return
     for category in categories:
-        if not isinstance(category, dict) or not _is_number(category.get("class_id")) or "name" not in category:
-            raise UserError(f'{where}: an entry of "categories" must have class_id and name; it is {category}.')
-        identity, name = int(category["class_id"]), str(category["name"])
-        if names.setdefault(identity, name) != name:
-            raise UserError(
-                f'{where}: class {identity} is named "{name}", but "{names[identity]}" in another annotation; '
-                "use one name."
+        identity = category.get("class_id") if isinstance(category, dict) else None
+        if not _is_number(identity) or identity != int(identity) or "name" not in category:
+            text = f'an entry of "categories" is {_shown(category)}; it must be {meaning}.'
+            read.findings.refuse("property of the wrong type", read.where, text)
+            continue
+        _add_class_names(read.class_names, {int(identity): str(category["name"])}, read.where, read.findings)
+
+
+def _add_class_names(known: dict[int, str], more: dict[int, str], where: str, findings: Findings) -> None:
+    for identity, name in more.items():
+        if known.setdefault(identity, name) != name:
+            findings.refuse(
+                "conflicting categories",
+                where,
+                f'"categories" calls class {identity} "{name}", but others call it "{known[identity]}"; use one name.',
             )

@@ -1,6 +1,8 @@
 """Encoded images to RGB arrays, the same way for training, validation and serving."""
 
+import hashlib
 import warnings
+from dataclasses import dataclass
 from typing import BinaryIO
 
 import cv2
@@ -14,6 +16,11 @@ EXTENSIONS = (".jpg", ".jpeg", ".png")
 
 _EXIF_ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
+
+# Formats that OpenCV decodes, by Pillow's name for them; MPO is a JPEG with further pictures behind.
+_KINDS = {"JPEG": "JPEG", "MPO": "JPEG", "PNG": "PNG", "BMP": "BMP", "WEBP": "WebP", "TIFF": "TIFF"}
+_END_MARKERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+_HEAD, _TAIL, _LONG_TAIL = 4096, 16, 1 << 16  # bytes
 
 
 class NotAnImage(ValueError):
@@ -43,13 +50,44 @@ def decode(encoded: bytes) -> Pixels:
     return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
 
 
-def upright_size(file: BinaryIO) -> tuple[int, int]:
-    """Width and height after EXIF orientation, from an image file's header.
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What an image file says without being decoded.
+
+    Attributes
+    ----------
+    width, height : int
+        Pixels, EXIF orientation applied.
+    fingerprint : bytes
+        Of the file's length, beginning and end: two files with the same one are most likely the same image.
+    """
+
+    width: int
+    height: int
+    fingerprint: bytes
+
+
+def read_header(file: BinaryIO, length: int) -> Header:
+    """Header and end of an image file of `length` bytes.
 
     Raises
     ------
     NotAnImage
+        When it is no image, of a kind that cannot be decoded, or cut off.
     """
+    width, height, kind = _open(file)
+    file.seek(0)
+    head = file.read(_HEAD)
+    file.seek(max(0, length - _TAIL))
+    tail = file.read(_TAIL)
+    if not _ends(file, length, kind, tail):
+        raise NotAnImage(f"the {kind} image is cut off: its end marker is missing")
+    fingerprint = hashlib.blake2b(head + tail + length.to_bytes(8, "little"), digest_size=16).digest()
+    return Header(width, height, fingerprint)
+
+
+def _open(file: BinaryIO) -> tuple[int, int, str]:
+    """Upright width and height, and the format."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow, on damaged EXIF and large images; decode() decides
@@ -63,9 +101,21 @@ def upright_size(file: BinaryIO) -> tuple[int, int]:
         raise NotAnImage("the file is no image") from error
     except Image.DecompressionBombError as error:
         raise NotAnImage(f"the image is too large ({error})") from error
-    except (OSError, ValueError, SyntaxError) as error:
+    except Exception as error:  # Pillow's parsers fail in many ways on damaged files
         raise NotAnImage(f"the image's header cannot be read ({error})") from error
-    return (height, width) if sideways else (width, height)
+    kind = _KINDS.get(image.format or "")
+    if kind is None:
+        raise NotAnImage(f"a {image.format} image cannot be decoded here; JPEG and PNG can")
+    return (height, width, kind) if sideways else (width, height, kind)
+
+
+def _ends(file: BinaryIO, length: int, kind: str, tail: bytes) -> bool:
+    """Whether a JPEG or PNG has its end marker; some cameras write more behind it."""
+    marker = _END_MARKERS.get(kind)
+    if marker is None or marker in tail:
+        return True
+    file.seek(max(0, length - _LONG_TAIL))
+    return marker in file.read(_LONG_TAIL)
 
 
 def to_square(image: Pixels, side: int) -> Pixels:

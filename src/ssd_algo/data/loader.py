@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssd_algo.data import augment, images
-from ssd_algo.data.samples import Sample
+from ssd_algo.data.images import NotAnImage
+from ssd_algo.data.samples import Sample, Skipped
 from ssd_algo.errors import AlgorithmError, UserError
 
 _PR_SET_PDEATHSIG = 1
@@ -72,10 +73,15 @@ class Loader:
     batch_size, workers : int
     seed : int
         With the epoch and the sample's index it fixes each augmentation, whatever the number of workers.
+    may_skip : int
+        Images that may turn out not to be decodable; they weigh nothing in their batches.
     """
 
-    def __init__(self, samples: Sequence[Sample], side: int, batch_size: int, workers: int, seed: int) -> None:
+    def __init__(
+        self, samples: Sequence[Sample], side: int, batch_size: int, workers: int, seed: int, may_skip: int = 0
+    ) -> None:
         self._samples, self._side, self._batch_size, self._seed = samples, side, batch_size, seed
+        self._skipped = Skipped(may_skip)
         most_boxes = max(1, *(len(sample.classes) for sample in samples))
         self._slots = [_slot(batch_size, side, most_boxes) for _ in range(2 * workers)]
         context = multiprocessing.get_context("fork")
@@ -108,40 +114,43 @@ class Loader:
         Raises
         ------
         UserError
-            When an image cannot be decoded.
+            When more images than allowed cannot be decoded.
         AlgorithmError
             When a worker died.
         """
         batches = epoch_order(len(self._samples), self._batch_size, self._seed, epoch)
-        done: set[int] = set()
+        done: dict[int, dict[int, NotAnImage]] = {}
         asked = 0
-        for number, (_, real) in enumerate(batches):
+        for number, (indices, real) in enumerate(batches):
             # Every slot but those of batches not taken yet is free: work ahead as far as the slots go.
             while asked < min(len(batches), number + len(self._slots)):
-                indices = batches[asked][0]
-                self._pipes[asked % len(self._pipes)].send((asked, asked % len(self._slots), epoch, indices))
+                self._pipes[asked % len(self._pipes)].send((asked, asked % len(self._slots), epoch, batches[asked][0]))
                 asked += 1
             while number not in done:
                 done |= self._finished()
+            weights = (np.arange(self._batch_size) < real).astype(np.float32)
+            for place, reason in done.pop(number).items():
+                self._skipped.add(self._samples[indices[place]].name, reason)
+                weights[place] = 0
             slot = self._slots[number % len(self._slots)]
-            yield Batch(slot.images, slot.boxes, slot.classes, (np.arange(self._batch_size) < real).astype(np.float32))
+            yield Batch(slot.images, slot.boxes, slot.classes, weights)
 
-    def _finished(self) -> set[int]:
-        """Wait for workers and return the numbers of the batches that they made."""
-        numbers = set()
+    def _finished(self) -> dict[int, dict[int, NotAnImage]]:
+        """Wait for workers; the numbers of the batches that they made, and in each the places without an image."""
+        finished = {}
         for pipe in cast("list[Connection]", wait(self._pipes)):
             try:
-                number, error = pipe.recv()
+                number, result = pipe.recv()
             except (EOFError, ConnectionResetError) as lost:
                 process = self._processes[self._pipes.index(pipe)]
                 process.join()
                 raise AlgorithmError(
                     f"A process that loads images ended with exit code {process.exitcode}, perhaps for want of memory."
                 ) from lost
-            if error is not None:
-                raise error
-            numbers.add(number)
-        return numbers
+            if isinstance(result, Exception):
+                raise result
+            finished[number] = result
+        return finished
 
     def _work(self, pipe: Connection, parent: int) -> None:
         """A worker's life: make the batches asked for until killed."""
@@ -154,29 +163,33 @@ class Loader:
         while True:
             number, slot, epoch, indices = pipe.recv()
             try:
-                self._fill(self._slots[slot], epoch, indices)
+                result: Any = self._fill(self._slots[slot], epoch, indices)
             except UserError as error:
-                pipe.send((number, error))
+                result = error
             except Exception as error:
-                pipe.send((number, AlgorithmError(f"Loading images failed: {type(error).__name__}: {error}")))
-            else:
-                pipe.send((number, None))
+                result = AlgorithmError(f"Loading images failed: {type(error).__name__}: {error}")
+            pipe.send((number, result))
 
-    def _fill(self, batch: Batch, epoch: int, indices: NDArray[np.int64]) -> None:
+    def _fill(self, batch: Batch, epoch: int, indices: NDArray[np.int64]) -> dict[int, NotAnImage]:
+        """Make a batch; returns the places whose image cannot be decoded."""
         batch.boxes[:] = 0
         batch.classes[:] = -1
+        bad = {}
         for place, index in enumerate(indices):
             sample = self._samples[index]
             try:
                 image = images.decode(sample.encoded())
-            except images.NotAnImage as error:
-                raise UserError(f"{sample.name}: {error}; replace the image.") from error
+            except NotAnImage as error:
+                bad[place] = error
+                continue
+            sample.check_size(image.shape[1], image.shape[0])
             scale = np.asarray([image.shape[1], image.shape[0]] * 2, dtype=np.float32)
             generator = np.random.default_rng([self._seed, epoch, int(index)])
             square, boxes, classes = augment.augment(image, sample.boxes * scale, sample.classes, self._side, generator)
             batch.images[place] = square
             batch.boxes[place, : len(boxes)] = boxes / self._side
             batch.classes[place, : len(classes)] = classes
+        return bad
 
 
 def _slot(batch_size: int, side: int, most_boxes: int) -> Batch:

@@ -6,59 +6,88 @@ label values in float32, and the encoded image. The label is `A, B, extras (A - 
 is `class, xmin, ymin, xmax, ymax, [difficult]`, corners as fractions of the image.
 """
 
+import io
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ssd_algo.data.boxes import Boxes
-from ssd_algo.errors import UserError
 
 MAGIC = 0xCED7230A
 _MAGIC_BYTES = struct.pack("<I", MAGIC)
 _WHOLE, _FIRST, _MIDDLE, _LAST = range(4)
+_WHOLE_OR_FIRST, _MIDDLE_OR_LAST = (_WHOLE, _FIRST), (_MIDDLE, _LAST)
 _LENGTH_BITS = 29
 _HEADER = struct.Struct("<IfQQ")
 
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """What a record holds: boxes float32 (R, 4) as fractions, classes int64 (R,), difficult bool (R,)."""
+    """What a record holds, not checked.
+
+    Attributes
+    ----------
+    boxes : float32 (R, 4), fractions as they should be
+    classes : float32 (R,)
+    difficult : bool (R,)
+    label_width : int
+        Numbers in its label, header included.
+    image : bytes, encoded
+    """
 
     boxes: Boxes
-    classes: NDArray[np.int64]
+    classes: NDArray[np.float32]
     difficult: NDArray[np.bool_]
+    label_width: int
     image: bytes
 
 
-def read_records(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Offset and payload of each record of a file.
+class BrokenRecord(ValueError):
+    """A record of a file cannot be read."""
+
+    def __init__(self, number: int, offset: int, text: str) -> None:
+        super().__init__(text)
+        self.number, self.offset = number, offset
+
+
+class BadLabel(ValueError):
+    """A record's label breaks a rule."""
+
+    def __init__(self, rule: str, text: str) -> None:
+        super().__init__(text)
+        self.rule = rule
+
+
+def read_records(file: BinaryIO, size: int, images: bool = True) -> Iterator[tuple[int, bytes]]:
+    """Offset and payload of each record of a file of `size` bytes.
+
+    Parameters
+    ----------
+    images : bool
+        Without them, only headers and labels are read and yielded, as far as a record is in one piece.
 
     Raises
     ------
-    UserError
-        Naming the record and its offset where the file is not RecordIO or ends within a record.
+    BrokenRecord
+        Saying which record cannot be read, and why. What follows it cannot be found.
     """
-    with path.open("rb") as file:
-        number = 0
-        while file.peek(1):
-            offset = file.tell()
-            try:
-                payload = read_record(file)
-            except ValueError as error:
-                raise UserError(
-                    f"{path.name}: record {number} at byte {offset} {error}; write the file again with im2rec."
-                ) from error
-            yield offset, payload
-            number += 1
+    number = 0
+    while file.tell() < size:
+        offset = file.tell()
+        try:
+            payload = read_record(file, size) if images else _read_label(file, size)
+        except ValueError as error:
+            raise BrokenRecord(number, offset, str(error)) from error
+        yield offset, payload
+        number += 1
 
 
-def read_record(file: IO[bytes]) -> bytes:
-    """The payload of the record that starts at the file's position.
+def read_record(file: BinaryIO, size: int) -> bytes:
+    """The payload of the record that starts at the position of a file of `size` bytes.
 
     Raises
     ------
@@ -67,74 +96,100 @@ def read_record(file: IO[bytes]) -> bytes:
     """
     parts: list[bytes] = []
     while True:
-        head = file.read(8)
-        if len(head) < 8:
-            raise ValueError("is cut off: the file ends within its header")
-        magic, flag_and_length = struct.unpack("<II", head)
-        if magic != MAGIC:
-            raise ValueError(f"does not start with the RecordIO magic number 0x{MAGIC:x}")
-        flag, length = flag_and_length >> _LENGTH_BITS, flag_and_length & ((1 << _LENGTH_BITS) - 1)
-        if flag not in ((_WHOLE, _FIRST) if not parts else (_MIDDLE, _LAST)):
-            raise ValueError(f"has the continuation flag {flag} where none of that kind may be")
-        data = file.read(length)
-        if len(data) < length:
-            raise ValueError(f"is cut off: {length} bytes announced, {len(data)} there")
-        file.read(-length % 4)
-        parts.append(data)
+        flag, length = _read_head(file, size, _WHOLE_OR_FIRST if not parts else _MIDDLE_OR_LAST)
+        parts.append(file.read(length))
+        file.seek(-length % 4, io.SEEK_CUR)
         if flag in (_WHOLE, _LAST):
             return _MAGIC_BYTES.join(parts)
 
 
-def unpack(payload: bytes, name: str) -> LabelledImage:
+def _read_label(file: BinaryIO, size: int) -> bytes:
+    """The payload of the record at the file's position up to its image."""
+    start = file.tell()
+    flag, length = _read_head(file, size, _WHOLE_OR_FIRST)
+    if flag != _WHOLE or length < _HEADER.size:
+        file.seek(start)
+        return read_record(file, size)
+    header = file.read(_HEADER.size)
+    label = file.read(min(4 * _HEADER.unpack(header)[0], length - _HEADER.size))
+    file.seek(start + 8 + length + -length % 4)
+    return header + label
+
+
+def _read_head(file: BinaryIO, size: int, flags: tuple[int, int]) -> tuple[int, int]:
+    """Continuation flag and length of what stands at the file's position, which is moved behind its 8 bytes."""
+    head = file.read(8)
+    if len(head) < 8:
+        raise ValueError("is cut off: the file ends within its header")
+    magic, flag_and_length = struct.unpack("<II", head)
+    if magic != MAGIC:
+        raise ValueError(f"does not start with the RecordIO magic number 0x{MAGIC:x}")
+    flag, length = flag_and_length >> _LENGTH_BITS, flag_and_length & ((1 << _LENGTH_BITS) - 1)
+    if flag not in flags:
+        raise ValueError(f"has the continuation flag {flag} where none of that kind may be")
+    left = size - file.tell()
+    if length > left:
+        raise ValueError(f"is cut off: {length} bytes announced, {left} there")
+    return flag, length
+
+
+def unpack(payload: bytes) -> LabelledImage:
     """A record's payload to labels and image.
 
     Raises
     ------
-    UserError
-        Naming the record (`name`) and the rule its label breaks.
+    BadLabel
+        Naming the rule that its label breaks.
     """
     if len(payload) < _HEADER.size:
-        raise UserError(f"{name} has {len(payload)} bytes, fewer than a header's {_HEADER.size}; write it with im2rec.")
+        raise BadLabel("record too short", f"it has {len(payload)} bytes, fewer than a header's {_HEADER.size}")
     count, _, _, _ = _HEADER.unpack_from(payload)
+    if count == 0:
+        raise BadLabel(
+            "label without boxes",
+            "it holds one class and no box, as records for image classification do; write the file with "
+            "im2rec --pack-label from a list with boxes",
+        )
     image_start = _HEADER.size + 4 * count
     if count < 2 or image_start > len(payload):
-        raise UserError(
-            f"{name} holds no packed detection label ({count} label values in {len(payload)} bytes); "
-            "write the file with im2rec --pack-label."
+        raise BadLabel(
+            "label that does not fit",
+            f"its header announces {count} label values in a record of {len(payload)} bytes; at least 2 and their room "
+            "are needed",
         )
     label = np.frombuffer(payload, dtype="<f4", count=count, offset=_HEADER.size)
-    header_width, object_width = label[:2].astype(np.int64) if np.isfinite(label[:2]).all() else (0, 0)
-    if header_width < 2 or object_width < 5 or (count - header_width) % object_width or count < header_width:
-        raise UserError(
-            f"{name}: {count} label values do not make a header of {label[0]:g} (at least 2) and objects of "
-            f"{label[1]:g} (at least 5: class, xmin, ymin, xmax, ymax); pack the label as im2rec documents."
+    widths = label[:2] if np.isfinite(label[:2]).all() and (abs(label[:2]) <= count + 5).all() else np.zeros(2)
+    header_width, object_width = int(widths[0]), int(widths[1])
+    if header_width < 2 or object_width < 5 or count < header_width or (count - header_width) % object_width:
+        raise BadLabel(
+            "label that does not fit",
+            f"{count} label values do not make a header of {label[0]:g} (at least 2) and objects of {label[1]:g} (at "
+            "least 5: class, xmin, ymin, xmax, ymax)",
         )
     objects = label[header_width:].reshape(-1, object_width)
-    if not np.isfinite(objects).all():
-        raise UserError(f"{name}: a label value is not a finite number; correct the label and pack the file again.")
     return LabelledImage(
-        boxes=objects[:, 1:5].astype(np.float32),
-        classes=objects[:, 0].astype(np.int64),
+        boxes=objects[:, 1:5],
+        classes=objects[:, 0],
         difficult=objects[:, 5] > 0 if object_width > 5 else np.zeros(len(objects), dtype=bool),
+        label_width=count,
         image=payload[image_start:],
     )
 
 
-def pack(number: int, boxes: Boxes, classes: NDArray[np.int64], image: bytes) -> bytes:
-    """Labels (boxes as fractions) and an encoded image to a record's payload; `number` becomes its id."""
-    objects = np.concatenate([classes[:, None].astype("<f4"), boxes.astype("<f4")], axis=1)
-    label = np.concatenate([np.asarray([2, 5], dtype="<f4"), objects.reshape(-1)])
+def pack(number: int, boxes: Boxes, classes: NDArray[np.int64], difficult: NDArray[np.bool_], image: bytes) -> bytes:
+    """Objects (boxes as fractions) and an encoded image to a record's payload; `number` becomes its id.
+
+    Objects are 5 values wide, or 6 where one is difficult.
+    """
+    columns: list[NDArray[Any]] = [classes[:, None], boxes]
+    columns += [difficult[:, None]] if difficult.any() else []
+    table = np.concatenate(columns, axis=1, dtype="<f4", casting="unsafe")
+    label = np.concatenate([np.asarray([2, table.shape[1]], dtype="<f4"), table.reshape(-1)])
     return _HEADER.pack(len(label), 0.0, number, 0) + label.tobytes() + image
 
 
-def write_records(path: Path, payloads: Iterator[bytes]) -> None:
-    """Write payloads as a RecordIO file."""
-    with path.open("wb") as file:
-        for payload in payloads:
-            _write_record(file, payload)
-
-
-def _write_record(file: IO[bytes], payload: bytes) -> None:
+def write_record(file: BinaryIO, payload: bytes) -> None:
+    """Write a record at the file's position."""
     parts = _split_at_magic(payload)
     for index, part in enumerate(parts):
         if len(parts) == 1:

@@ -1,62 +1,208 @@
 """Which of the job's channels are read, and as what."""
 
-from dataclasses import dataclass
+import difflib
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from ssd_algo.contract.container import Channel
-from ssd_algo.data.annotations import Dataset, read_image_channel, read_record_channel
+from ssd_algo.contract.hyperparameters import Hyperparameters
+from ssd_algo.data import images
+from ssd_algo.data.annotations import read_image_channel
+from ssd_algo.data.check import check_classes, check_duplicates, describe, report
+from ssd_algo.data.files import Folder, list_folder
+from ssd_algo.data.findings import Findings
+from ssd_algo.data.labels import Dataset, Rules
+from ssd_algo.data.progress import Progress, silent
+from ssd_algo.data.records import read_record_channel
 from ssd_algo.errors import UserError
 
 _RECORD_TYPE = "application/x-recordio"
 _IMAGE_TYPES = ("image/jpeg", "image/png", "application/x-image")
+_ANNOTATION_TYPES = (*_IMAGE_TYPES, "application/json")
+
+_READ = ("train", "validation")
+_KNOWN = ("train", "validation", "train_annotation", "validation_annotation", "model", "test", "test_annotation")
 
 
 @dataclass(frozen=True)
 class TrainingData:
     """The job's data sets, and the directory of its model channel if it has one."""
 
-    train: Dataset
-    validation: Dataset
-    class_names: dict[int, str]
-    model: Path | None
+    train: Dataset = field(default_factory=Dataset)
+    validation: Dataset = field(default_factory=Dataset)
+    class_names: dict[int, str] = field(default_factory=dict)
+    model: Path | None = None
 
 
-def read(channels: dict[str, Channel], num_classes: int) -> TrainingData:
-    """Read the channels of a job.
+def rules(hyperparameters: Hyperparameters) -> Rules:
+    """What the hyperparameters ask of the data."""
+    return Rules(
+        num_classes=hyperparameters.num_classes,
+        num_training_samples=hyperparameters.num_training_samples,
+        label_width=hyperparameters.label_width,
+        max_bad_records=hyperparameters.max_bad_records,
+    )
 
-    Raises
-    ------
-    UserError
-        Naming the channel, or the file in it, and the rule it breaks.
-    """
-    for name in ("train", "validation"):
-        if name not in channels:
-            raise UserError(
-                f"Channel {name} is missing (channels: {', '.join(sorted(channels)) or 'none'}); training needs train "
-                "and validation, and for images with JSON annotations also train_annotation and validation_annotation."
+
+def check(
+    channels: dict[str, Channel], rules: Rules, image_shape: int, progress: Progress = silent
+) -> tuple[TrainingData, Findings, dict[str, Any]]:
+    """Read the channels of a job; returns them, what was found, and the report of `data_check.json`."""
+    findings = Findings()
+    data = read(channels, rules, findings, progress)
+    duplicates = check_duplicates(data.train, data.validation, findings)
+    described = {}
+    for name in _READ:
+        dataset: Dataset = getattr(data, name)
+        if not findings.faults and not dataset.samples:
+            findings.refuse("channel without images", f"channel {name}", "no readable, annotated image is left in it.")
+        check_classes(name, dataset, rules.num_classes, findings)
+        described[name] = describe(dataset, data.class_names, image_shape)
+    count = len(data.train.samples)
+    if rules.num_training_samples not in (None, count) and not findings.faults:
+        findings.warn(
+            "num_training_samples",
+            "channel train",
+            f"num_training_samples is {rules.num_training_samples}, but the channel has {count} images; the schedule "
+            "follows the images.",
+        )
+    return data, findings, report(described, duplicates, findings)
+
+
+def read(channels: dict[str, Channel], rules: Rules, findings: Findings, progress: Progress = silent) -> TrainingData:
+    """Read the channels of a job; what breaks a rule is reported. With faulty channels, no file is opened."""
+    _check_names(channels, findings)
+    folders = {name: _list(channels[name], findings) for name in channels if name in _KNOWN[:4]}
+    for name in _READ:
+        if name in channels:
+            _check_format(channels, folders, name, findings)
+    if findings.faults:
+        return TrainingData()
+    train, validation = (_read(channels, folders, name, rules, findings, progress) for name in _READ)
+    names = dict(train.class_names)
+    for identity, name in validation.class_names.items():
+        if names.setdefault(identity, name) != name:
+            findings.refuse(
+                "conflicting categories",
+                "channel validation_annotation",
+                f'"categories" calls class {identity} "{name}", but channel train_annotation calls it '
+                f'"{names[identity]}"; use one name.',
             )
-    model = channels["model"].directory if "model" in channels else None
-    train, validation = (_read(channels, name, num_classes) for name in ("train", "validation"))
-    return TrainingData(train, validation, {**train.class_names, **validation.class_names}, model)
+    model = Path(channels["model"].location) if "model" in channels else None
+    return TrainingData(train, validation, names, model)
 
 
-def _read(channels: dict[str, Channel], name: str, num_classes: int) -> Dataset:
-    channel, annotation = channels[name], channels.get(f"{name}_annotation")
-    if channel.content_type not in ("", _RECORD_TYPE, *_IMAGE_TYPES):
-        raise UserError(
-            f"Channel {name} has the content type {channel.content_type}; it must be {_RECORD_TYPE} or one of "
-            f"{', '.join(_IMAGE_TYPES)}."
+def _check_names(channels: dict[str, Channel], findings: Findings) -> None:
+    for name in _READ:
+        if name not in channels:
+            findings.refuse(
+                "missing channel",
+                f"channel {name}",
+                f"it is missing (channels: {', '.join(sorted(channels)) or 'none'}); training needs train and "
+                "validation, and for images with JSON annotations also train_annotation and validation_annotation.",
+            )
+    for name in sorted(set(channels) - set(_KNOWN)):
+        near = difflib.get_close_matches(name, _KNOWN, n=1)
+        findings.refuse(
+            "unknown channel",
+            f"channel {name}",
+            f"there is no channel of this name{f' (did you mean {near[0]}?)' if near else ''}; the channels are "
+            f"{', '.join(_KNOWN[:5])}.",
         )
-    for each in (channel, annotation):
-        if each is not None and each.input_mode == "Pipe":
-            raise UserError(f"Channel {each.name} is in Pipe mode, which this version does not read; use File mode.")
-        if each is not None and not each.directory.is_dir():
-            raise UserError(f"Channel {each.name} has no folder {each.directory}; check the S3 prefix of the channel.")
-    if annotation is not None:
-        return read_image_channel(channel.directory, annotation.directory, num_classes)
-    if channel.content_type in _IMAGE_TYPES:
-        raise UserError(
-            f"Channel {name} holds images ({channel.content_type}), but there is no channel {name}_annotation with "
-            "their JSON annotations; add it."
+    for name in ("test", "test_annotation"):
+        if name in channels:
+            findings.warn("channel without use", f"channel {name}", "it is not read: there is no test after training.")
+
+
+def _list(channel: Channel, findings: Findings) -> Folder | None:
+    """The channel's files, unless they cannot be had or nothing may be read from them."""
+    allowed = _ANNOTATION_TYPES if channel.name.endswith("_annotation") else (_RECORD_TYPE, *_IMAGE_TYPES)
+    if channel.content_type not in ("", *allowed):
+        findings.refuse(
+            "content type",
+            f"channel {channel.name}",
+            f"its content type is {channel.content_type}; it must be one of {', '.join(allowed)}.",
         )
-    return read_record_channel(channel.directory, num_classes)
+        return None
+    if channel.input_mode == "Pipe":
+        findings.refuse(
+            "input mode",
+            f"channel {channel.name}",
+            "it is in Pipe mode, which this version does not read; use File or FastFile mode.",
+        )
+        return None
+    if channel.input_mode not in ("File", "FastFile"):
+        findings.refuse(
+            "input mode",
+            f"channel {channel.name}",
+            f'its input mode is "{channel.input_mode}"; it must be File or FastFile.',
+        )
+        return None
+    try:
+        folder = list_folder(channel.name, channel.location)
+    except UserError as error:
+        findings.refuse("channel without files", f"channel {channel.name}", str(error))
+        return None
+    if not folder.files:
+        findings.refuse(
+            "channel without files",
+            f"channel {channel.name}",
+            f"{channel.location} holds no file; check the channel's S3 prefix or path.",
+        )
+        return None
+    return folder
+
+
+def _check_format(
+    channels: dict[str, Channel], folders: dict[str, Folder | None], name: str, findings: Findings
+) -> None:
+    """Whether content type, annotation channel and files of a channel agree."""
+    content_type, annotation = channels[name].content_type, f"{name}_annotation"
+    folder = folders[name]
+    if annotation in channels and content_type == _RECORD_TYPE:
+        findings.refuse(
+            "channels that contradict each other",
+            f"channel {name}",
+            f"its content type is {_RECORD_TYPE}, which has its labels in the .rec file, but there is a channel "
+            f"{annotation} too; leave it out, or give channel {name} one of the types {', '.join(_IMAGE_TYPES)}.",
+        )
+    elif annotation not in channels and content_type in _IMAGE_TYPES:
+        findings.refuse(
+            "missing channel",
+            f"channel {annotation}",
+            f"it is missing: channel {name} holds images ({content_type}), which need their JSON annotations.",
+        )
+    elif folder is not None:
+        pictures, records = len(folder.with_extension(*images.EXTENSIONS)), len(folder.with_extension(".rec"))
+        if annotation in channels and records and not pictures:
+            findings.refuse(
+                "channels that contradict each other",
+                f"channel {name}",
+                f"it holds {folder.with_extension('.rec')[0].name} and no image, but there is a channel {annotation}; "
+                f"leave that out, with the content type {_RECORD_TYPE} or none for channel {name}.",
+            )
+        if annotation not in channels and pictures and not records:
+            findings.refuse(
+                "channels that contradict each other",
+                f"channel {name}",
+                f"it holds {pictures} images and no .rec file"
+                + (f", but its content type is {content_type}" if content_type else "")
+                + f"; give their JSON annotations in a channel {annotation}, with a content type of images.",
+            )
+
+
+def _read(
+    channels: dict[str, Channel],
+    folders: dict[str, Folder | None],
+    name: str,
+    rules: Rules,
+    findings: Findings,
+    progress: Progress,
+) -> Dataset:
+    folder, annotations = folders[name], folders.get(f"{name}_annotation")
+    assert folder is not None
+    rules = replace(rules, headers=channels[name].input_mode != "FastFile")
+    if annotations is not None:
+        return read_image_channel(folder, annotations, rules, findings, progress)
+    return read_record_channel(folder, rules, findings, progress)

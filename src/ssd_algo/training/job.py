@@ -8,7 +8,7 @@ import time
 import traceback
 
 from ssd_algo.contract import log_lines
-from ssd_algo.contract.container import FAILURE_LIMIT, Container, available_cpus, use_all_cpus
+from ssd_algo.contract.container import FAILURE_LIMIT, Channel, Container, available_cpus, count_gpus, use_all_cpus
 from ssd_algo.contract.hyperparameters import Hyperparameters, final_configuration
 from ssd_algo.data.loader import Loader
 from ssd_algo.errors import AlgorithmError, SsdAlgoError, UserError
@@ -44,9 +44,11 @@ def run(container: Container) -> None:
     started = time.time()
     provided = container.hyperparameters()
     logger.info(log_lines.provided_configuration(str(container.hyperparameters_file), provided))
-    hyperparameters = Hyperparameters.parse(provided)
+    hyperparameters = Hyperparameters.parse(provided, count_gpus())
     configuration = final_configuration(provided, hyperparameters)
     logger.info(log_lines.final_configuration(configuration))
+    for warning in hyperparameters.warnings():
+        logger.warning(warning)
     host = only_host(container)
     channels = container.channels()
     if hyperparameters.use_pretrained_model and "model" not in channels:
@@ -54,18 +56,17 @@ def run(container: Container) -> None:
             "use_pretrained_model is 1 (the default), but this version comes without ImageNet weights; set "
             "use_pretrained_model to 0, or give a trained model in a channel named model."
         )
-    training_data = data.read(channels, hyperparameters.num_classes)
+    training_data = read_data(container, channels, hyperparameters)
     samples = training_data.train.samples
     logger.info("Training on %d images, validating on %d.", len(samples), len(training_data.validation.samples))
-    if len(samples) != hyperparameters.num_training_samples:
-        logger.warning(
-            "num_training_samples is %d, but channel train has %d images; the schedule follows the images.",
-            hyperparameters.num_training_samples,
-            len(samples),
-        )
     use_all_cpus()
     with Loader(
-        samples, hyperparameters.image_shape, hyperparameters.mini_batch_size, available_cpus(), hyperparameters.seed
+        samples,
+        hyperparameters.image_shape,
+        hyperparameters.mini_batch_size,
+        available_cpus(),
+        hyperparameters.seed,
+        may_skip=hyperparameters.max_bad_records - training_data.train.skipped,
     ) as loader:
         from ssd_algo.training import loop  # mxnet starts here: the loader's processes have been forked before
 
@@ -79,6 +80,30 @@ def run(container: Container) -> None:
             started=started,
         )
         loop.train(job, loader)
+
+
+def read_data(
+    container: Container, channels: dict[str, Channel], hyperparameters: Hyperparameters
+) -> data.TrainingData:
+    """Read and check the job's channels; what was found goes to the log and to data_check.json.
+
+    Raises
+    ------
+    UserError
+        Naming the worst fault, and how many there are.
+    """
+    rules = data.rules(hyperparameters)
+    training_data, findings, report = data.check(channels, rules, hyperparameters.image_shape)
+    try:
+        logger.info("The check of the data is in %s", container.write_data_check(report))
+    except OSError as error:
+        logger.warning("The check of the data cannot be written (%s).", error)
+    for sentence in findings.short_warnings():
+        logger.warning(sentence)
+    for fault in findings.faults:
+        logger.error("%s", fault)
+    findings.raise_faults()
+    return training_data
 
 
 def only_host(container: Container) -> str:

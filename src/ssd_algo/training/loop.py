@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ssd_algo.contract import log_lines
 from ssd_algo.contract.hyperparameters import Hyperparameters
 from ssd_algo.data.loader import Loader
+from ssd_algo.data.samples import Skipped
 from ssd_algo.errors import UserError
 from ssd_algo.evaluation.evaluate import Score, evaluate
 from ssd_algo.inference.predictor import Predictor
@@ -56,20 +57,21 @@ class Job:
 def train(job: Job, loader: Loader) -> None:
     """Train for all epochs or until early stopping; the best model by validation mAP is what is kept."""
     hp = job.hyperparameters
-    devices = cluster.devices(hp.mini_batch_size)
+    devices = cluster.devices()
     logger.info("Using %s as training context.", devices)
     network = build_network(hp.base_network, hp.image_shape, hp.num_classes)
     trainer = Trainer(network, starting_values(network, job), hp, devices)
     predictor = Predictor(trainer.engine(), network.anchors, hp.image_shape, hp.nms_threshold, hp.nms_topk)
     symbol = deploy_symbol(network, hp.num_classes, hp.nms_threshold, hp.nms_topk)
     share = -(-hp.mini_batch_size // len(devices))  # validation runs on one device, with what it holds in training
+    skipped = Skipped(hp.max_bad_records - job.data.validation.skipped)
     scores: list[float] = []
     ready = time.time()
     _print_metrics(job, job.started, {"Total Records Seen": 0}, Meta="init_train_data_iter")
     for epoch in range(hp.epochs):
         begun = time.time()
         result = trainer.train_epoch(epoch, loader.epoch(epoch))
-        score = evaluate(predictor, job.data.validation.samples, share, hp.overlap_threshold)
+        score = evaluate(predictor, job.data.validation.samples, share, hp.overlap_threshold, skipped)
         _log_epoch(job, epoch, result, score)
         if not scores or score.mean > max(scores):
             values = finite(trainer.values(), epoch, hp)

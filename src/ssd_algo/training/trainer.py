@@ -59,6 +59,13 @@ class Trainer:
     ) -> None:
         self._network, self._hyperparameters, self._devices = network, hyperparameters, devices
         frozen = frozen_parameters(hyperparameters.freeze_layer_pattern, network)
+        if hyperparameters.freeze_layer_pattern and not frozen:
+            weights = [name for name in network.symbol.list_arguments() if name.endswith("_weight")]
+            logger.warning(
+                'freeze_layer_pattern "%s" matches no parameter, so that all are trained; their names are like %s.',
+                hyperparameters.freeze_layer_pattern,
+                ", ".join(weights[:: len(weights) // 4]),
+            )
         inputs = [mx.sym.var(name, dtype=dtype) for name, dtype in INPUTS.items()]
         self._block = gluon.SymbolBlock(training_symbol(network, frozen), inputs)
         set_parameters(self._block, values, devices)

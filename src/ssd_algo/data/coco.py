@@ -1,0 +1,142 @@
+"""Images with one COCO annotation file, to samples."""
+
+import json
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+
+from ssd_algo.data import images
+from ssd_algo.data.files import File, Folder, ImageIndex, in_threads
+from ssd_algo.data.findings import Findings
+from ssd_algo.data.labels import (
+    Dataset,
+    Label,
+    Rules,
+    check_objects,
+    check_size,
+    header_of,
+    settle_unreadable,
+    warn_of_unused,
+)
+from ssd_algo.data.progress import Progress, silent
+from ssd_algo.data.samples import Sample
+
+
+def read_coco(image_folder: Folder, file: File, findings: Findings, progress: Progress = silent) -> Dataset:
+    """Read images and their COCO annotations (`instances_*.json`); what breaks a rule is reported.
+
+    Class ids count the categories in the order of their COCO ids. A box is `x, y, width, height` in pixels; crowds
+    (`iscrowd`) become difficult objects, which scoring leaves out.
+    """
+    document = _document(file, findings)
+    if document is None:
+        return Dataset()
+    categories = sorted(document["categories"], key=lambda category: category["id"])
+    class_ids = {category["id"]: number for number, category in enumerate(categories)}
+    dataset = Dataset(class_names={number: str(each.get("name", number)) for number, each in enumerate(categories)})
+    objects = defaultdict(list)
+    for number, each in enumerate(document["annotations"]):
+        objects[each.get("image_id")].append((number, each))
+    index = ImageIndex(image_folder.with_extension(*images.EXTENSIONS))
+    reader = _Reader(file.name, image_folder, index, class_ids, objects)
+    bad: list[tuple[str, str]] = []
+    annotated: set[str] = set()
+    with progress(f"images of {image_folder.name}", len(document["images"])) as advance:
+        for name, sample, found, unreadable in in_threads(reader.read, list(enumerate(document["images"]))):
+            advance(1)
+            findings.extend(found)
+            bad += unreadable
+            annotated.add(name)
+            if sample:
+                dataset.samples.append(sample)
+    known = {each.get("id") for each in document["images"]}
+    for identity in objects:
+        if identity not in known:
+            number = objects[identity][0][0]
+            findings.refuse(
+                "annotation without image",
+                f"{file.name}, annotation {number}",
+                f"its image_id is {json.dumps(identity)}, which no entry of images has.",
+            )
+    dataset.samples.sort(key=lambda sample: sample.name)
+    settle_unreadable(bad, Rules(None), findings)
+    warn_of_unused(list(index.by_name.values()), annotated, image_folder.name, findings)
+    return dataset
+
+
+def _document(file: File, findings: Findings) -> dict[str, Any] | None:
+    try:
+        document = json.loads(file.read().decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        findings.refuse("not JSON", file.name, f"the file is not JSON in UTF-8 ({error}).")
+        return None
+    for name in ("images", "annotations", "categories"):
+        entries = document.get(name) if isinstance(document, dict) else None
+        if not isinstance(entries, list) or not all(isinstance(each, dict) for each in entries):
+            findings.refuse("missing property", file.name, f'a COCO file must have "{name}", a list of objects.')
+            return None
+    if not all(isinstance(each.get("id"), int) for each in document["categories"]):
+        findings.refuse("missing property", file.name, 'each entry of "categories" must have an integer id.')
+        return None
+    return dict(document)
+
+
+class _Reader:
+    """Reads one image at a time; shared by threads, so nothing in it changes."""
+
+    def __init__(
+        self,
+        file: str,
+        folder: Folder,
+        index: ImageIndex,
+        class_ids: dict[int, int],
+        objects: dict[Any, list[tuple[int, dict[str, Any]]]],
+    ) -> None:
+        self._file, self._folder, self._index = file, folder, index
+        self._class_ids, self._objects = class_ids, objects
+
+    def read(self, numbered: tuple[int, dict[str, Any]]) -> tuple[str, Sample | None, Findings, list[tuple[str, str]]]:
+        """The image's name, its sample, what was found, and whether it is unreadable."""
+        number, entry = numbered
+        findings = Findings()
+        bad: list[tuple[str, str]] = []
+        where = f"{self._file}, image {number}"
+        found = self._index.find(str(entry.get("file_name", "")))
+        if len(found) != 1:
+            text = f'its file_name is "{entry.get("file_name", "")}", but {self._folder.location} holds no such image.'
+            findings.refuse("annotation without image", where, text)
+            return "", None, findings, bad
+        name = f"{self._folder.name}/{found[0]}"
+        file = self._index.by_name[found[0]]
+        header = header_of(name, file, bad)
+        if header is None:
+            return found[0], None, findings, bad
+        if "width" in entry and "height" in entry:
+            check_size((entry["width"], entry["height"]), name, header, where, findings)
+        label = self._label(self._objects.get(entry.get("id"), []), (header.width, header.height), findings)
+        objects = check_objects(label, Rules(None), findings)
+        sample = Sample(
+            name, file, -1, objects.boxes, objects.classes, objects.difficult, label.size, header.fingerprint
+        )
+        return found[0], sample, findings, bad
+
+    def _label(self, objects: list[tuple[int, dict[str, Any]]], size: tuple[int, int], findings: Findings) -> Label:
+        names, classes, boxes, crowds = [], [], [], []
+        for number, each in objects:
+            where = f"{self._file}, annotation {number}"
+            box = each.get("bbox")
+            if each.get("category_id") not in self._class_ids:
+                text = f"its category_id is {json.dumps(each.get('category_id'))}, which no entry of categories has."
+                findings.refuse("unknown class", where, text)
+            elif not (isinstance(box, list) and len(box) == 4 and all(type(value) in (int, float) for value in box)):
+                text = f"its bbox is {json.dumps(box)}; it must be the numbers x, y, width, height."
+                findings.refuse("property of the wrong type", where, text)
+            else:
+                names.append(where)
+                classes.append(self._class_ids[each["category_id"]])
+                boxes.append(box)
+                crowds.append(bool(each.get("iscrowd")))
+        table = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+        corners = np.concatenate([table[:, :2], table[:, :2] + table[:, 2:]], axis=1)
+        return Label(names, np.asarray(classes, dtype=np.float64), corners, np.asarray(crowds, dtype=bool), size)

@@ -1,0 +1,136 @@
+"""The files of a channel, on a disk or in S3."""
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+from ssd_algo.errors import UserError
+
+_BUFFER = 1 << 16  # most images' headers fit into one read
+_THREADS, _AHEAD = 16, 128
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file of a channel.
+
+    Attributes
+    ----------
+    name : str
+        Its path relative to the channel's folder, with `/`.
+    size : int
+        Bytes.
+    open : callable
+        Returns a seekable binary file.
+    """
+
+    name: str
+    size: int
+    open: Callable[[], BinaryIO]
+
+    def read(self) -> bytes:
+        """Its whole content."""
+        with self.open() as file:
+            return file.read()
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What a channel holds.
+
+    Attributes
+    ----------
+    name : str
+        The channel's name.
+    location : str
+        Its path or `s3://` address.
+    files : list of File
+        All files below it in the order of their names; hidden files and folders (`.name`) are left out.
+    """
+
+    name: str
+    location: str
+    files: list[File]
+
+    def with_extension(self, *extensions: str) -> list[File]:
+        """Files with one of the extensions (`.jpg`), in any letter case."""
+        return [file for file in self.files if os.path.splitext(file.name)[1].lower() in extensions]
+
+
+class ImageIndex:
+    """Finds the image that the path in an annotation means."""
+
+    def __init__(self, files: list[File]) -> None:
+        self.by_name = {file.name: file for file in files}
+        self._by_last_part = defaultdict(list)
+        for file in files:
+            self._by_last_part[file.name.rsplit("/", 1)[-1]].append(file.name)
+        self.stems = {file.name.rsplit(".", 1)[0] for file in files}
+
+    def find(self, path: str) -> list[str]:
+        """Names of the images that a path may mean: itself, its end, or the images of which it is the end."""
+        parts = [part for part in path.replace("\\", "/").split("/") if part not in ("", ".")]
+        for start in range(len(parts)):
+            candidate = "/".join(parts[start:])
+            if candidate in self.by_name:
+                return [candidate]
+        nested = "/".join(["", *parts])
+        return [name for name in self._by_last_part.get(parts[-1] if parts else "", []) if name.endswith(nested)]
+
+
+def list_folder(name: str, location: str | Path) -> Folder:
+    """The channel `name`, below a directory or an `s3://bucket/prefix`.
+
+    Raises
+    ------
+    UserError
+        When there is no such directory, or S3 cannot be read.
+    """
+    if str(location).startswith("s3://"):
+        from ssd_algo.data import s3
+
+        found = s3.list_files(str(location))
+    else:
+        if not os.path.isdir(location):
+            raise UserError(f"there is no folder {location}; check the channel's S3 prefix or path.")
+        found = _walk(str(location))
+    visible = [file for file in found if not any(part.startswith(".") for part in file.name.split("/"))]
+    return Folder(name, str(location), sorted(visible, key=lambda file: file.name))
+
+
+def list_file(path: Path) -> File:
+    """One file of the disk."""
+    return File(path.name, path.stat().st_size, partial(_open, path))
+
+
+def _open(path: str | Path) -> BinaryIO:
+    return open(path, "rb", _BUFFER)
+
+
+def _walk(top: str) -> list[File]:
+    found = []
+    for directory, _, names in os.walk(top):
+        for name in names:
+            path = os.path.join(directory, name)
+            if os.path.isfile(path):
+                relative = os.path.relpath(path, top).replace(os.sep, "/")
+                found.append(File(relative, os.path.getsize(path), partial(_open, path)))
+    return found
+
+
+def in_threads(work: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+    """The work's result for every item, in their order, done by threads: reading files waits for disks and networks.
+
+    The threads are never far ahead of whoever takes the results.
+    """
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for start in range(0, len(items), _AHEAD):
+            yield from pool.map(work, items[start : start + _AHEAD])

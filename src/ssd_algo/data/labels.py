@@ -1,0 +1,234 @@
+"""The rules for classes and boxes that every label format shares."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssd_algo.data import images
+from ssd_algo.data.boxes import Boxes
+from ssd_algo.data.files import File
+from ssd_algo.data.findings import Findings
+from ssd_algo.data.samples import Sample
+
+# How far a box may reach over the image's edge, as a fraction of its side: further it is refused, less it is clipped,
+# and less than what labels are rounded to (4 decimals) is not worth a word.
+TOLERANCE = 0.05
+_ROUNDING = 1e-4
+
+# A fraction beyond this is no misplaced box: the label is in pixels.
+_PIXELS = 2.0
+
+_LARGEST_CLASS = 1e9
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the job asks of its data.
+
+    Attributes
+    ----------
+    num_classes : int or None
+        None where it is not known: then class ids have no upper bound.
+    num_training_samples, label_width : int or None
+        The hyperparameters; None without them.
+    max_bad_records : int
+        Images of a channel that may be unreadable, and are then skipped.
+    headers : bool
+        Whether image headers are read too. Where reading is dear it waits until the image is decoded.
+    """
+
+    num_classes: int | None
+    num_training_samples: int | None = None
+    label_width: int | None = None
+    max_bad_records: int = 0
+    headers: bool = True
+
+
+@dataclass
+class Dataset:
+    """The labelled images of a channel.
+
+    Attributes
+    ----------
+    samples : list of Sample, in the order of their names (of their records for RecordIO)
+    class_names : dict
+        Class id to name, as far as the annotations give names.
+    skipped : int
+        Images that are unreadable and left out.
+    """
+
+    samples: list[Sample] = field(default_factory=list)
+    class_names: dict[int, str] = field(default_factory=dict)
+    skipped: int = 0
+
+
+@dataclass(frozen=True)
+class Label:
+    """The objects of an image as its label has them.
+
+    Attributes
+    ----------
+    names : list of str
+        What to call each object in a message: file or record, and its index.
+    classes : float64 (R,)
+    corners : float64 (R, 4)
+    difficult : bool (R,)
+    size : (width, height)
+        Of the image in the corners' unit; (1, 1) for fractions.
+    """
+
+    names: list[str]
+    classes: NDArray[np.float64]
+    corners: NDArray[np.float64]
+    difficult: NDArray[np.bool_]
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Objects:
+    """The objects that may be trained on: boxes float32 (R, 4) as fractions, classes int64 (R,), difficult (R,)."""
+
+    boxes: Boxes
+    classes: NDArray[np.int64]
+    difficult: NDArray[np.bool_]
+
+
+def check_objects(label: Label, rules: Rules, findings: Findings) -> Objects:
+    """The objects of a label that break no rule; the others are reported."""
+    classes, corners = label.classes, label.corners
+    in_pixels = label.size != (1, 1)
+    finite = np.isfinite(corners).all(axis=1) & np.isfinite(classes)
+    if not in_pixels and np.any(np.abs(corners[finite]) > _PIXELS):
+        index = int(np.abs(np.where(finite[:, None], corners, 0)).max(axis=1).argmax())
+        findings.refuse(
+            "pixels instead of fractions",
+            label.names[index],
+            f"the box {_row(corners[index])} is in pixels, but RecordIO labels hold fractions of the image's width and "
+            "height; divide, and pack the file again.",
+        )
+        return _objects(label, np.zeros((0, 4)), np.zeros(0, dtype=np.int64))
+    with np.errstate(invalid="ignore"):
+        fractions = corners / np.asarray(label.size * 2, dtype=np.float64)
+        sides = corners[:, 2:] - corners[:, :2]
+        reach = np.maximum(-fractions, fractions - 1).max(axis=1, initial=-np.inf)
+        whole = (classes == np.floor(classes)) & (np.abs(classes) < _LARGEST_CLASS)
+    faults = [
+        (~finite, "number that is not finite", "has a value that is not a finite number; correct it."),
+        (
+            finite & ~whole,
+            "class that is not an integer",
+            "has the class {class_id:g}, which is not an integer; class ids go from 0.",
+        ),
+        (finite & whole & (classes < 0), "negative class", "has the class {class_id:g}; class ids go from 0."),
+        (
+            finite & whole & (classes >= (rules.num_classes or np.inf)),
+            "class beyond num_classes",
+            "has the class {class_id:g}, but num_classes is {num_classes}: class ids go from 0 to {last}.",
+        ),
+        (
+            finite & (sides < 0).any(axis=1),
+            "box of negative size",
+            "has a negative size ({box}); its right and bottom must be larger than its left and top."
+            if in_pixels
+            else "has swapped corners ({box}); the order is xmin, ymin, xmax, ymax.",
+        ),
+        (
+            finite & (sides >= 0).all(axis=1) & (reach > TOLERANCE),
+            "box outside the image",
+            "reaches more than 5 % over the edge of the image of {width} x {height} pixels (left, top, right, bottom: "
+            "{box}); correct it."
+            if in_pixels
+            else "reaches more than 0.05 over the image's edge ({box}); its corners must lie between 0 and 1.",
+        ),
+    ]
+    good = np.ones(len(classes), dtype=bool)
+    for wrong, rule, text in faults:
+        good &= ~wrong
+        for index in np.flatnonzero(wrong):
+            words = text.format(
+                class_id=classes[index],
+                num_classes=rules.num_classes,
+                last=(rules.num_classes or 0) - 1,
+                box=_row(corners[index]),
+                width=label.size[0],
+                height=label.size[1],
+            )
+            findings.refuse(rule, label.names[index], words)
+    clipped = np.clip(fractions, 0, 1)
+    empty = good & ~(clipped[:, 2:] > clipped[:, :2]).all(axis=1)
+    for index in np.flatnonzero(empty):
+        text = f"has no area ({_row(corners[index])}) and is left out."
+        findings.warn("box without area", label.names[index], text)
+    for index in np.flatnonzero(good & ~empty & (reach > _ROUNDING)):
+        text = f"reaches over the image's edge ({_row(corners[index])}) and is clipped."
+        findings.warn("box over the edge", label.names[index], text)
+    kept = good & ~empty
+    return _objects(label, clipped, kept)
+
+
+def _objects(label: Label, fractions: NDArray[np.float64], kept: NDArray[Any]) -> Objects:
+    return Objects(fractions[kept].astype(np.float32), label.classes[kept].astype(np.int64), label.difficult[kept])
+
+
+def _row(values: Sequence[float] | NDArray[np.float64]) -> str:
+    return ", ".join(f"{value:.7g}" for value in values)
+
+
+def settle_unreadable(bad: list[tuple[str, str]], rules: Rules, findings: Findings) -> None:
+    """Refuse the unreadable images of a channel, or warn of them where there are few enough.
+
+    Parameters
+    ----------
+    bad : list of (where, reason)
+    """
+    for where, reason in bad:
+        if len(bad) <= rules.max_bad_records:
+            findings.warn("unreadable image", where, f"{reason}; the image is skipped.")
+        else:
+            findings.refuse("unreadable image", where, f"{reason}; replace or remove the image.")
+
+
+def check_label_width(widest: int, objects: int, channel: str, rules: Rules, findings: Findings) -> None:
+    """Warn of labels wider than the hyperparameter, which the built-in would have refused."""
+    if rules.label_width is not None and widest > rules.label_width:
+        findings.warn(
+            "label wider than label_width",
+            f"channel {channel}",
+            f"the widest label ({objects} objects) needs a label_width of {widest}, but it is {rules.label_width}; "
+            "all objects are used nevertheless.",
+        )
+
+
+def header_of(name: str, file: File, bad: list[tuple[str, str]]) -> images.Header | None:
+    """The header of an image file; None, and an entry of `bad`, when it cannot be read."""
+    try:
+        with file.open() as opened:
+            return images.read_header(opened, file.size)
+    except images.NotAnImage as error:
+        bad.append((name, str(error)))
+    except OSError as error:
+        bad.append((name, f"the file cannot be read ({error.strerror or error})"))
+    return None
+
+
+def check_size(said: tuple[int, int], image: str, header: images.Header, where: str, findings: Findings) -> None:
+    """Compare the size that an annotation (`where`) gives with that of its image."""
+    if said != (header.width, header.height):
+        findings.refuse(
+            "size that contradicts the image",
+            where,
+            f"it says {said[0]} x {said[1]} pixels, but {image} is {header.width} x {header.height} upright (EXIF "
+            "orientation applied); correct one of them.",
+        )
+
+
+def warn_of_unused(files: list[File], annotated: set[str], channel: str, findings: Findings) -> None:
+    """Warn of each image that no annotation names."""
+    for file in files:
+        if file.name not in annotated:
+            findings.warn(
+                "image without annotation", f"{channel}/{file.name}", "no annotation names this image; it is left out."
+            )
