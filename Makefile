@@ -8,7 +8,7 @@ IMAGE ?= ssd-algo:$(PROCESSOR)
 COMPILE := $(BIN)/uv pip compile -q --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	--no-emit-index-url --no-emit-find-links
 
-.PHONY: install demo test lint bench image test-image lock
+.PHONY: install demo test lint docs bench image test-image lock
 
 install: $(VENV)/.installed
 
@@ -30,8 +30,12 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+docs: install
+	$(BIN)/python -c "from ssd_algo.contract import hyperparameters; print(hyperparameters.documentation(), end='')" > docs/hyperparameters.md
+
 # DATA: a folder with the four channels of the image format, three classes.
 bench: install
+	$(BIN)/python benchmarks/check.py
 	$(BIN)/python benchmarks/accuracy.py $(DATA)
 
 # --network host: builds need the package registry also where the engine's bridge has no way out.

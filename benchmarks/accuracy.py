@@ -21,6 +21,9 @@ import numpy as np
 from ssd_algo import demo
 from ssd_algo.data import images
 from ssd_algo.data.annotations import read_image_channel
+from ssd_algo.data.files import list_folder
+from ssd_algo.data.findings import Findings
+from ssd_algo.data.labels import Rules
 from ssd_algo.evaluation.average_precision import Scored, Truth, average_precisions, mean_average_precision
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -45,9 +48,8 @@ def main() -> None:
     logged = float(re.findall(r"best validation mAP (\S+)", (base / "train.log").read_text())[-1])
     figure("validation_map", logged, 0.46, "higher")
 
-    validation = read_image_channel(
-        options.data / "validation", options.data / "validation_annotation", options.classes
-    )
+    folders = [list_folder(name, options.data / name) for name in ("validation", "validation_annotation")]
+    validation = read_image_channel(folders[0], folders[1], Rules(options.classes), Findings())
     symbol, arguments, auxiliaries = mx.model.load_checkpoint(str(base / "model" / "model_algo_1"), 0)
     side = int(json.loads((base / "model" / "hyperparams.json").read_text())["image_shape"])
     executor = symbol.simple_bind(mx.cpu(), grad_req="null", data=(1, 3, side, side))

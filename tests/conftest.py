@@ -13,6 +13,10 @@ import numpy as np
 import pytest
 
 from ssd_algo import demo
+from ssd_algo.data.annotations import read_image_channel
+from ssd_algo.data.files import list_folder
+from ssd_algo.data.findings import Findings
+from ssd_algo.data.labels import Dataset, Rules
 
 # mxnet 1.9.1 on Python 3.11 leaves an unclosed file and deprecated NumPy names behind while it is imported.
 with warnings.catch_warnings():
@@ -66,8 +70,31 @@ def write_config(base: Path, name: str, value: object) -> None:
 def train(base: Path, hyperparameters: dict[str, str], **more: str) -> Run:
     """Run scripts/train over `base` with these hyperparameters."""
     write_config(base, "hyperparameters", hyperparameters)
+    return run_train(base, **more)
+
+
+def run_train(base: Path, **more: str) -> Run:
+    """Run scripts/train over `base` as it is."""
     done = subprocess.run(TRAIN, env=environment(base, **more), capture_output=True, text=True, timeout=600)
     return Run(base, done.returncode, done.stdout, done.stderr)
+
+
+def assert_refused(run: Run, sentence: str) -> None:
+    """The job ended as one that the user can mend, with exactly this sentence and nothing else."""
+    assert run.failure == f"ClientError: {sentence}"
+    assert run.err.splitlines()[-1] == f"ClientError: {sentence}"
+    assert len(run.failure) <= 1024
+    assert "Traceback" not in run.out + run.err
+    assert run.code == 2
+
+
+def read_images(data: Path, channel: str, num_classes: int = 3) -> Dataset:
+    """The samples of a channel of images that breaks no rule."""
+    findings = Findings()
+    folders = [list_folder(name, data / name) for name in (channel, f"{channel}_annotation")]
+    dataset = read_image_channel(folders[0], folders[1], Rules(num_classes), findings)
+    assert not findings.faults, findings.faults
+    return dataset
 
 
 @pytest.fixture(scope="session")

@@ -18,8 +18,8 @@ def test_channels_of_the_configuration(tmp_path: Path) -> None:
     )
     data = tmp_path / "input" / "data"
     assert Container(tmp_path).channels() == {
-        "train": Channel("train", data / "train", "application/x-image"),
-        "validation": Channel("validation", data / "validation", "", "Pipe"),
+        "train": Channel("train", str(data / "train"), "application/x-image"),
+        "validation": Channel("validation", str(data / "validation"), "", "Pipe"),
     }
 
 

@@ -1,8 +1,10 @@
 """Every refusal by its whole message, every spelling that the platform sends."""
 
+from pathlib import Path
+
 import pytest
 
-from ssd_algo.contract.hyperparameters import Hyperparameters, final_configuration
+from ssd_algo.contract.hyperparameters import Hyperparameters, documentation, final_configuration
 from ssd_algo.errors import UserError
 
 LEAST = {"num_classes": "2", "num_training_samples": "10"}
@@ -35,6 +37,7 @@ def test_defaults_are_the_built_ins() -> None:
         "early_stopping_tolerance": 0.0,
         "kv_store": "device",
         "seed": 0,
+        "max_bad_records": 0,
     }
 
 
@@ -81,8 +84,10 @@ def test_names_of_the_platform_are_accepted() -> None:
         ("early_stopping", "maybe", "True or False"),
         ("optimizer", "lamb", "one of sgd, adam, rmsprop, adadelta"),
         ("base_network", "vgg16", "one of vgg-16, resnet-18, resnet-34, resnet-50, resnet-101"),
-        ("lr_scheduler_step", "3,x", "epochs of at least 1 separated by commas, or empty"),
-        ("lr_scheduler_step", "3,,4", "epochs of at least 1 separated by commas, or empty"),
+        ("lr_scheduler_step", "3,x", "ascending epochs of at least 1 separated by commas, or empty"),
+        ("lr_scheduler_step", "3,,4", "ascending epochs of at least 1 separated by commas, or empty"),
+        ("lr_scheduler_step", "6,3", "ascending epochs of at least 1 separated by commas, or empty"),
+        ("lr_scheduler_step", "3,3", "ascending epochs of at least 1 separated by commas, or empty"),
         ("freeze_layer_pattern", "(conv", "a regular expression, or empty"),
     ],
 )
@@ -137,4 +142,31 @@ def test_final_configuration_is_the_built_ins_file() -> None:
         "early_stopping_tolerance": "0.0",
         "_begin_epoch": "0",
         "seed": "0",
+        "max_bad_records": "0",
     }
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentences"),
+    [
+        ({}, []),
+        ({"epochs": "5", "lr_scheduler_step": "4"}, []),
+        (
+            {"epochs": "5", "lr_scheduler_step": "3, 5, 6"},
+            [
+                "lr_scheduler_step has 5, 6, but training ends after 5 epochs: the learning rate is not reduced there.",
+            ],
+        ),
+        (
+            {"epochs": "5", "early_stopping": "true", "early_stopping_min_epochs": "5"},
+            ["early_stopping_min_epochs is 5 and epochs 5: training never stops early."],
+        ),
+    ],
+)
+def test_what_is_legal_but_hardly_meant(changed: dict[str, str], sentences: list[str]) -> None:
+    assert Hyperparameters.parse(LEAST | changed).warnings() == sentences
+
+
+def test_the_page_is_the_table() -> None:
+    page = Path(__file__).parents[1] / "docs" / "hyperparameters.md"
+    assert page.read_text() == documentation(), "run `make docs`"

@@ -44,7 +44,8 @@ def test_kinds(encoded: bytes, left: tuple[int, ...] | None, right: tuple[int, .
     decoded = images.decode(encoded)
     assert decoded.shape == (20, 40, 3)
     assert decoded.dtype == np.uint8
-    assert images.upright_size(io.BytesIO(encoded)) == (40, 20)
+    header = images.read_header(io.BytesIO(encoded), len(encoded))
+    assert (header.width, header.height) == (40, 20)
     if left is not None:
         assert decoded[10, 5] == pytest.approx(left, abs=3)
         assert decoded[10, 35] == pytest.approx(right, abs=3)
@@ -64,7 +65,8 @@ def test_exif_orientation_is_applied(
     encoded = encode(PICTURE, kind, exif=exif)
     decoded = images.decode(encoded)
     assert (decoded.shape[1], decoded.shape[0]) == size
-    assert images.upright_size(io.BytesIO(encoded)) == size
+    header = images.read_header(io.BytesIO(encoded), len(encoded))
+    assert (header.width, header.height) == size
     assert decoded[red_at] == pytest.approx((255, 0, 0), abs=3)
 
 
@@ -80,3 +82,40 @@ def test_to_square_ignores_the_aspect_ratio() -> None:
     assert square.shape == (10, 10, 3)
     assert square[0, 0].tolist() == [255, 0, 0]
     assert square[9, 9].tolist() == [0, 0, 255]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_what_stands_behind_an_image_does_not_matter(kind: str) -> None:
+    encoded = encode(PICTURE, kind) + bytes(5000)
+    assert images.read_header(io.BytesIO(encoded), len(encoded)).width == 40
+    assert images.decode(encoded).shape == (20, 40, 3)
+
+
+@pytest.mark.parametrize("kind", ["BMP", "WEBP", "TIFF"])
+def test_other_kinds_that_can_be_decoded(kind: str) -> None:
+    encoded = encode(PICTURE, kind)
+    assert images.read_header(io.BytesIO(encoded), len(encoded)).width == 40
+    assert images.decode(encoded).shape == (20, 40, 3)
+
+
+@pytest.mark.parametrize(
+    ("encoded", "message"),
+    [
+        (b"", "the file is no image"),
+        (b"no image", "the file is no image"),
+        (encode(PICTURE, "JPEG")[:-20], "the JPEG image is cut off: its end marker is missing"),
+        (encode(PICTURE, "PNG")[:-20], "the PNG image is cut off: its end marker is missing"),
+        (encode(PICTURE, "GIF"), "a GIF image cannot be decoded here; JPEG and PNG can"),
+    ],
+)
+def test_headers_that_are_refused(encoded: bytes, message: str) -> None:
+    with pytest.raises(images.NotAnImage) as caught:
+        images.read_header(io.BytesIO(encoded), len(encoded))
+    assert str(caught.value) == message
+
+
+def test_fingerprints_tell_images_apart() -> None:
+    one, other = encode(PICTURE, "PNG"), encode(Image.new("RGB", (40, 20)), "PNG")
+    prints = [images.read_header(io.BytesIO(each), len(each)).fingerprint for each in (one, one, other)]
+    assert prints[0] == prints[1]
+    assert prints[0] != prints[2]

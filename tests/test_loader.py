@@ -1,5 +1,6 @@
 """Worker processes and the batches they make."""
 
+import dataclasses
 import multiprocessing
 import os
 import signal
@@ -7,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import read_images
 
-from ssd_algo.data.annotations import read_image_channel
+from ssd_algo.data.files import list_file
 from ssd_algo.data.loader import Loader, epoch_order
 from ssd_algo.data.samples import Sample
 from ssd_algo.errors import AlgorithmError, UserError
@@ -16,7 +18,7 @@ from ssd_algo.errors import AlgorithmError, UserError
 
 @pytest.fixture(scope="module")
 def samples(shapes: Path) -> list[Sample]:
-    return read_image_channel(shapes / "train", shapes / "train_annotation", 3).samples
+    return read_images(shapes, "train").samples
 
 
 def copies(loader: Loader, epoch: int) -> list[tuple[np.ndarray, ...]]:
@@ -88,10 +90,39 @@ def test_a_sample_is_augmented_anew_in_each_epoch_and_with_each_seed(samples: li
 def test_an_image_that_cannot_be_decoded_is_named(samples: list[Sample], tmp_path: Path) -> None:
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"no image")
-    bad = Sample("broken.jpg", broken, -1, samples[0].boxes, samples[0].classes, samples[0].difficult)
+    bad = dataclasses.replace(samples[0], name="broken.jpg", file=list_file(broken))
     with Loader([*samples[:3], bad], 32, 4, workers=1, seed=0) as loader, pytest.raises(UserError) as caught:
         list(loader.epoch(0))
-    assert str(caught.value) == ("broken.jpg: the 8 bytes are no image that can be decoded; replace the image.")
+    assert str(caught.value) == (
+        "broken.jpg: the 8 bytes are no image that can be decoded; replace or remove the image, or allow for it with "
+        "max_bad_records."
+    )
+
+
+def test_an_image_that_cannot_be_decoded_weighs_nothing_where_it_may(
+    samples: list[Sample], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no image")
+    bad = dataclasses.replace(samples[0], name="broken.jpg", file=list_file(broken))
+    with Loader([*samples[:3], bad], 32, 2, workers=1, seed=0, may_skip=1) as loader:
+        for epoch in (0, 1):
+            batches = copies(loader, epoch)
+            assert sum(weights.sum() for *_, weights in batches) == 3
+            for _, boxes, classes, weights in batches:
+                assert (classes[weights == 0] == -1).all()
+                assert (boxes[weights == 0] == 0).all()
+    assert caplog.messages == ["broken.jpg: the 8 bytes are no image that can be decoded; the image is skipped."]
+
+
+def test_an_image_of_another_size_than_said_is_named(samples: list[Sample]) -> None:
+    bad = dataclasses.replace(samples[0], name="a.jpg", size=(7, 8))
+    with Loader([bad], 32, 1, workers=1, seed=0) as loader, pytest.raises(UserError) as caught:
+        list(loader.epoch(0))
+    assert str(caught.value) == (
+        "a.jpg: its annotation gives an image_size of 7 x 8, but the image is 200 x 160 pixels upright (EXIF orientation "
+        "applied); correct one of them."
+    )
 
 
 def test_a_dead_worker_is_an_error_at_once(samples: list[Sample]) -> None:

@@ -16,12 +16,11 @@ from typing import Any
 import mxnet as mx
 import numpy as np
 import pytest
-from conftest import SERVE, Run, environment
+from conftest import SERVE, Run, environment, read_images
 from PIL import Image
 
 from ssd_algo import demo
 from ssd_algo.data import images
-from ssd_algo.data.annotations import read_image_channel
 from ssd_algo.evaluation.average_precision import Scored, Truth, average_precisions, mean_average_precision
 
 
@@ -148,7 +147,7 @@ def test_a_bad_request_harms_no_other(url: str, photo: bytes) -> None:
 
 def test_served_detections_score_what_training_logged(url: str, trained: Run) -> None:
     data = trained.base / "input" / "data"
-    dataset = read_image_channel(data / "validation", data / "validation_annotation", 3)
+    dataset = read_images(data, "validation")
     truths = [Truth(sample.boxes, sample.classes, sample.difficult) for sample in dataset.samples]
     served = []
     for sample in dataset.samples:

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SMALL, Run, train, write_config
+from conftest import SMALL, Run, read_images, train, write_config
 
 from ssd_algo import demo
 from ssd_algo.contract.log_lines import METRIC_DEFINITIONS
-from ssd_algo.data import recordio
-from ssd_algo.data.annotations import read_image_channel, read_record_channel
+from ssd_algo.data import pack
+from ssd_algo.data.files import list_folder
+from ssd_algo.data.findings import Findings
+from ssd_algo.data.labels import Rules
+from ssd_algo.data.records import read_record_channel
 
 
 def losses(run: Run) -> list[str]:
@@ -63,15 +66,11 @@ def test_same_seed_same_losses_and_recordio_is_the_same_data(base: Path, tmp_pat
     assert images.code == 0, images.err
     records = tmp_path / "records"
     for channel in ("train", "validation"):
-        dataset = read_image_channel(shapes / channel, shapes / f"{channel}_annotation", 3)
+        dataset = read_images(shapes, channel)
         folder = records / "input" / "data" / channel
         folder.mkdir(parents=True)
-        payloads = (
-            recordio.pack(number, sample.boxes, sample.classes, sample.encoded())
-            for number, sample in enumerate(dataset.samples)
-        )
-        recordio.write_records(folder / "data.rec", payloads)
-        again = read_record_channel(folder, 3)
+        pack.write(dataset.samples, folder / "data.rec")
+        again = read_record_channel(list_folder(channel, folder), Rules(3), Findings())
         for one, two in zip(dataset.samples, again.samples, strict=True):
             assert one.classes.tolist() == two.classes.tolist()
             assert one.boxes == pytest.approx(two.boxes, abs=1e-6)

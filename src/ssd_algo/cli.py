@@ -132,3 +132,7 @@ def _progress_bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
         return
     with click.progressbar(length=total, label=label, file=sys.stderr) as bar:
         yield bar.update
+
+
+if __name__ == "__main__":
+    main()

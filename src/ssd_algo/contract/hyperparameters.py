@@ -185,8 +185,9 @@ none.
 | --- | --- | --- | --- | --- |
 {table}
 
-Names that SageMaker or the built-in algorithm add are accepted and change nothing: {hidden}, any other name that starts
-with `_`, and `sagemaker_*`.
+Names that SageMaker or the built-in algorithm add are accepted and change nothing:
+{hidden},
+any other name that starts with `_`, and `sagemaker_*`.
 
 This page is made by `make docs` from `src/ssd_algo/contract/hyperparameters.py`.
 """

@@ -104,20 +104,27 @@ class _Reader:
             return read
         read.image = self._image_of(document, file, read)
         _read_class_names(document, read)
-        size = _image_size(document, read)
+        said, header = _image_size(document, read), None
+        if read.image and self.rules.headers:
+            header = header_of(f"{self.image_channel}/{read.image}", self.index.by_name[read.image], read.bad)
+        if said and header:
+            check_size(said, f"{self.image_channel}/{read.image}", header, read.where, read.findings)
+        size = (header.width, header.height) if header else said
         label = _label(document, size, read)
-        objects = check_objects(label, self.rules, read.findings) if label else None
-        if not (read.image and size and objects):
+        if label is None:
             return read
-        image, name = self.index.by_name[read.image], f"{self.image_channel}/{read.image}"
-        fingerprint = b""
-        if self.rules.headers:
-            header = header_of(name, image, read.bad)
-            if header is None:
-                return read
-            check_size(size, name, header, read.where, read.findings)
-            fingerprint = header.fingerprint
-        read.sample = Sample(name, image, -1, objects.boxes, objects.classes, objects.difficult, size, fingerprint)
+        objects = check_objects(label, self.rules, read.findings)
+        if read.image and not read.bad:
+            read.sample = Sample(
+                f"{self.image_channel}/{read.image}",
+                self.index.by_name[read.image],
+                -1,
+                objects.boxes,
+                objects.classes,
+                objects.difficult,
+                label.size,
+                header.fingerprint if header else b"",
+            )
         return read
 
     def _image_of(self, document: dict[str, Any], file: File, read: _Read) -> str:

@@ -17,6 +17,7 @@ from ssd_algo.data.samples import Sample
 # and less than what labels are rounded to (4 decimals) is not worth a word.
 TOLERANCE = 0.05
 _ROUNDING = 1e-4
+_ERROR = 1e-6  # of float32
 
 # A fraction beyond this is no misplaced box: the label is in pixels.
 _PIXELS = 2.0
@@ -136,7 +137,7 @@ def check_objects(label: Label, rules: Rules, findings: Findings) -> Objects:
             else "has swapped corners ({box}); the order is xmin, ymin, xmax, ymax.",
         ),
         (
-            finite & (sides >= 0).all(axis=1) & (reach > TOLERANCE),
+            finite & (sides >= 0).all(axis=1) & (reach > TOLERANCE + _ERROR),
             "box outside the image",
             "reaches more than 5 % over the edge of the image of {width} x {height} pixels (left, top, right, bottom: "
             "{box}); correct it."
