@@ -8,27 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SMALL, Run, train, write_config
+from conftest import SMALL, Run, assert_refused, train, write_config
 
 from ssd_algo import demo
 from ssd_algo.errors import AlgorithmError, UserError
 from ssd_algo.training.job import classify
-
-
-def assert_refused(run: Run, sentence: str) -> None:
-    assert run.failure == f"ClientError: {sentence}"
-    assert run.err.splitlines()[-1] == f"ClientError: {sentence}"
-    assert "Traceback" not in run.out + run.err
-    assert run.code == 2
-
-
-def test_wrong_hyperparameters(base: Path) -> None:
-    run = train(base, SMALL | {"mini_batch_siz": "4", "epochs": "0"})
-    assert_refused(
-        run,
-        'hyperparameters: epochs is "0" and must be an integer of at least 1; mini_batch_siz is unknown (did you mean '
-        "mini_batch_size?).",
-    )
 
 
 def test_an_earlier_failure_is_forgotten(base: Path) -> None:
@@ -36,46 +20,6 @@ def test_an_earlier_failure_is_forgotten(base: Path) -> None:
     (base / "output" / "failure").write_text("ClientError: of an earlier run")
     assert train(base, SMALL).code == 0
     assert not (base / "output" / "failure").exists()
-
-
-def test_missing_channel(tmp_path: Path) -> None:
-    (tmp_path / "input" / "data" / "train").mkdir(parents=True)
-    assert_refused(
-        train(tmp_path, SMALL),
-        "Channel validation is missing (channels: train); training needs train and validation, and for images with JSON "
-        "annotations also train_annotation and validation_annotation.",
-    )
-
-
-def test_images_without_annotation_channel(tmp_path: Path) -> None:
-    for channel in ("train", "validation"):
-        (tmp_path / "input" / "data" / channel).mkdir(parents=True)
-    channels = {"train": {"ContentType": "image/jpeg"}, "validation": {"ContentType": "image/jpeg"}}
-    write_config(tmp_path, "inputdataconfig", channels)
-    assert_refused(
-        train(tmp_path, SMALL),
-        "Channel train holds images (image/jpeg), but there is no channel train_annotation with their JSON annotations; "
-        "add it.",
-    )
-
-
-def test_unknown_content_type(base: Path) -> None:
-    channels = {"train": {"ContentType": "text/csv"}, "validation": {}}
-    write_config(base, "inputdataconfig", channels)
-    assert_refused(
-        train(base, SMALL),
-        "Channel train has the content type text/csv; it must be application/x-recordio or one of image/jpeg, image/png, "
-        "application/x-image.",
-    )
-
-
-def test_channel_without_a_folder(base: Path) -> None:
-    write_config(base, "inputdataconfig", {"train": {}, "validation": {}, "train_annotation": {}})
-    (base / "input" / "data").unlink()
-    assert_refused(
-        train(base, SMALL),
-        f"Channel train has no folder {base}/input/data/train; check the S3 prefix of the channel.",
-    )
 
 
 def test_several_hosts(base: Path) -> None:
@@ -148,21 +92,6 @@ def test_model_channel_that_does_not_agree(
     (data / "model").mkdir()
     model_channel(data / "model", SMALL | {"nms_threshold": "0.45", "nms_topk": "400"} | changed)
     assert_refused(train(tmp_path, SMALL), sentence)
-
-
-def test_hosts_that_are_no_list(base: Path) -> None:
-    write_config(base, "resourceconfig", {"hosts": 5})
-    assert_refused(
-        train(base, SMALL), f'{base}/input/config/resourceconfig.json: "hosts" must be a list of host names; it is 5.'
-    )
-
-
-def test_pipe_mode(base: Path) -> None:
-    channels = {"train": {"TrainingInputMode": "Pipe"}, "validation": {"TrainingInputMode": "Pipe"}}
-    write_config(base, "inputdataconfig", channels)
-    assert_refused(
-        train(base, SMALL), "Channel train is in Pipe mode, which this version does not read; use File mode."
-    )
 
 
 def test_everything_frozen(base: Path) -> None:

@@ -105,6 +105,7 @@ def pack(images: Path, annotations: Path, output: Path, classes: Path | None) ->
         click.echo(f"warning: {sentence}", err=True)
     if len(findings.faults) > 1:
         click.echo(findings.grouped_faults(), err=True)
+        raise UserError(f"{len(findings.faults)} faults; nothing is packed.")
     findings.raise_faults()
     if not dataset.samples:
         raise UserError(f"{images} holds no annotated image; check both folders.")

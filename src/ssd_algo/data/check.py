@@ -93,7 +93,7 @@ def _describe_boxes(boxes: np.ndarray[Any, np.dtype[np.float32]], image_shape: i
     small = sizes < scales[0] / 2
     nearest = np.abs(np.log(np.maximum(sizes, 1e-9))[:, None] - np.log(scales)[None, :]).argmin(axis=1)
     rows: list[dict[str, Any]] = [
-        {"anchor": None, "smaller_than": round(scales[0] / 2 * image_shape), "boxes": int(small.sum())}
+        {"anchor": None, "smaller_than": round(scales[0] / 2 * image_shape, 1), "boxes": int(small.sum())}
     ]
     for index, scale in enumerate(scales):
         rows.append({"anchor": round(scale * image_shape), "boxes": int(((nearest == index) & ~small).sum())})

@@ -12,7 +12,7 @@ from typing import BinaryIO, TypeVar
 from ssd_algo.errors import UserError
 
 _BUFFER = 1 << 16  # most images' headers fit into one read
-_THREADS, _AHEAD = 16, 128
+THREADS, _AHEAD = 16, 128
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -131,6 +131,6 @@ def in_threads(work: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
 
     The threads are never far ahead of whoever takes the results.
     """
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(THREADS) as pool:
         for start in range(0, len(items), _AHEAD):
             yield from pool.map(work, items[start : start + _AHEAD])

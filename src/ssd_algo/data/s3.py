@@ -9,9 +9,9 @@ from urllib.parse import urlparse
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
 
-from ssd_algo.data.files import File
+from ssd_algo.data.files import THREADS, File
 from ssd_algo.errors import UserError
 
 _BUFFER = 1 << 16  # one request for most annotations and images' headers
@@ -32,7 +32,8 @@ def list_files(address: str) -> list[File]:
     url = urlparse(address)
     bucket, prefix = url.netloc, url.path.strip("/")
     prefix = f"{prefix}/" if prefix else ""
-    client = boto3.client("s3", config=Config(retries={"mode": "standard", "max_attempts": _ATTEMPTS}))
+    retries = {"mode": "standard", "max_attempts": _ATTEMPTS}
+    client = boto3.client("s3", config=Config(retries=retries, max_pool_connections=THREADS))
 
     def listing() -> list[dict[str, Any]]:
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
@@ -88,7 +89,7 @@ def _attempt(call: Callable[[], T], address: str) -> T:
     for attempt in range(_ATTEMPTS):
         try:
             return call()
-        except HTTPClientError as error:
+        except (HTTPClientError, IncompleteReadError) as error:
             if attempt == _ATTEMPTS - 1:
                 raise _refusal(address, error) from error
             time.sleep(_PAUSE * 2**attempt)
