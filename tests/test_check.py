@@ -1,6 +1,8 @@
 """`ssd-algo check`, and what train says of its data."""
 
 import json
+import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -262,6 +264,37 @@ def test_a_sixth_value_and_more_extras_are_fine(tmp_path: Path) -> None:
     figures = json.loads(done.stdout)["channels"]["train"]
     assert (figures["images"], figures["objects"], figures["images_without_objects"]) == (3, 2, 1)
     assert done.returncode == 0
+
+
+def test_a_bar_on_a_terminal(tmp_path: Path) -> None:
+    data = image_job(tmp_path)
+    terminal, other_end = pty.openpty()
+    command = [sys.executable, "-m", "ssd_algo.cli", "check", *(str(data / channel) for channel in CHANNELS)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=other_end, timeout=120)
+    os.close(other_end)
+    shown = b""
+    while not shown.endswith(b"\n") or shown.count(b"100%") < 2:
+        shown += os.read(terminal, 4096)
+    os.close(terminal)
+    assert done.returncode == 0
+    assert b"channel train  [####" in shown
+    assert b"channel validation  [####" in shown
+
+
+def test_unreadable_records_up_to_max_bad_records(tmp_path: Path) -> None:
+    data = record_job(tmp_path)
+    bad = GOOD_RECORD[: 24 + 4 * 7] + b"no image"
+    write_records(data / "train" / "train.rec", bad, GOOD_RECORD)
+    for most, code in (("1", 0), ("0", 2)):
+        write_config(tmp_path, "hyperparameters", HYPERPARAMETERS | {"max_bad_records": most})
+        file = tmp_path / "input" / "config" / "hyperparameters.json"
+        done = check("--json", "--hyperparameters", file, data / "train", data / "validation")
+        assert done.returncode == code
+        report = json.loads(done.stdout)
+        assert (report["channels"]["train"]["images"], report["channels"]["train"]["skipped"]) == (1, 1)
+        told = "the image is skipped." if code == 0 else "replace or remove the image."
+        sentence = f"train/train.rec, record 0 at byte 0: the file is no image; {told}"
+        assert sentence in [each["message"] for each in report["warnings"] + report["faults"]]
 
 
 @pytest.mark.skipif(not BCCD.is_dir(), reason="the blood cell photos are not beside the checkout")

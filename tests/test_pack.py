@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssd_algo.data import pack as packing
-from ssd_algo.data.files import list_folder
+from ssd_algo.data.files import list_file, list_folder
 from ssd_algo.data.findings import Findings
 from ssd_algo.data.labels import Dataset, Rules
 from ssd_algo.data.records import read_record_channel
@@ -220,6 +220,10 @@ def test_coco(tmp_path: Path, photos: Path) -> None:
             "xml/a.xml: the file is not XML (no element found: line 1, column 12); correct or remove it.",
         ),
         (
+            {"a.xml": "<html></html>"},
+            "xml/a.xml: its outermost element is <html>, not VOC's <annotation>; give a folder of PASCAL VOC files.",
+        ),
+        (
             {"z.xml": voc("z.jpg")},
             'xml/z.xml: its <filename> is "z.jpg", but {photos} holds no such image; add it, or remove the annotation.',
         ),
@@ -260,7 +264,12 @@ def test_voc_refusals(tmp_path: Path, photos: Path, files: dict[str, str], sente
             "c.json: the file is not JSON in UTF-8 (Expecting property name enclosed in double quotes: line 1 column 2 (char 1)).",
         ),
         (coco(images=3), 'c.json: a COCO file must have "images", a list of objects.'),
-        (coco(categories=[{"name": "dog"}]), 'c.json: each entry of "categories" must have an integer id.'),
+        (coco(categories=[{"name": "dog"}]), 'c.json: each entry of "categories" must have an integer id of its own.'),
+        (coco(images=[{"id": 3}, {"id": 3}]), 'c.json: each entry of "images" must have an integer id of its own.'),
+        (
+            coco(annotations=[{"image_id": [3], "category_id": 18, "bbox": [0, 0, 9, 9]}]),
+            "c.json, annotation 0: its image_id is [3], which no entry of images has.",
+        ),
         (
             coco(images=[{"id": 3, "file_name": "z.jpg"}]),
             'c.json, image 0: its file_name is "z.jpg", but {photos} holds no such image.',
@@ -311,3 +320,55 @@ def test_a_failed_pack_leaves_an_earlier_file(tmp_path: Path, photos: Path) -> N
     output.write_bytes(b"earlier")
     assert pack(photos, write(tmp_path / "xml", {"a.xml": ""}), output).returncode == 2
     assert output.read_bytes() == b"earlier"
+
+
+VALUES = st.sampled_from([0, 3, 7, 18, -1, 0.5, 40, 10**400, float("nan"), "a.jpg", "", None, True, [3], {"id": 3}])
+ENTRY = st.dictionaries(
+    st.sampled_from(["id", "image_id", "category_id", "file_name", "bbox", "iscrowd", "width", "height", "name"]),
+    VALUES | st.lists(VALUES, min_size=4, max_size=4),
+)
+
+
+@given(st.fixed_dictionaries({name: st.lists(ENTRY, max_size=3) for name in ("images", "annotations", "categories")}))
+def test_any_coco_file_gives_samples_or_findings(
+    tmp_path_factory: pytest.TempPathFactory, document: dict[str, Any]
+) -> None:
+    folder = tmp_path_factory.mktemp("any")
+    (folder / "photos").mkdir()
+    cv2.imwrite(str(folder / "photos" / "a.jpg"), np.zeros((20, 40, 3), dtype=np.uint8))
+    text = coco(**{name: json.loads(coco())[name] + entries for name, entries in document.items()})
+    (folder / "c.json").write_text(text)
+    packing.read(list_folder("photos", folder / "photos"), list_file(folder / "c.json"), [], Findings())
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                "<annotation>",
+                "</annotation>",
+                "<object>",
+                "</object>",
+                "<name>",
+                "dog",
+                "</name>",
+                "<bndbox>",
+                "</bndbox>",
+                "<xmin>",
+                "9",
+                "1e999",
+                "</xmin>",
+                "<size><width>",
+                "</width></size>",
+                "&amp;",
+                "&lol;",
+            ]
+        )
+    ).map("".join)
+)
+def test_any_voc_file_gives_samples_or_findings(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    folder = tmp_path_factory.mktemp("any")
+    (folder / "photos").mkdir()
+    cv2.imwrite(str(folder / "photos" / "a.jpg"), np.zeros((20, 40, 3), dtype=np.uint8))
+    write(folder / "xml", {"a.xml": f"<annotation>{text}</annotation>"})
+    packing.read(list_folder("photos", folder / "photos"), list_folder("xml", folder / "xml"), [], Findings())

@@ -33,8 +33,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def log(base: Path) -> str:
-    """The log of a training in the image, with the 64 MB of /dev/shm that `docker run` gives and no network."""
-    done = docker("run", "--rm", "--network", "none", "--shm-size", "64m", "-v", f"{base}:/opt/ml", IMAGE, "train")
+    """The log of a training in the image: 64 MB of /dev/shm as `docker run` gives, no network, a read-only input."""
+    limits = ["--network", "none", "--shm-size", "64m"]
+    mounts = ["-v", f"{base}:/opt/ml", "-v", f"{base}/input:/opt/ml/input:ro"]
+    done = docker("run", "--rm", *limits, *mounts, IMAGE, "train")
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -17,6 +17,7 @@ from ssd_algo.data.labels import (
     check_objects,
     check_size,
     header_of,
+    is_number,
     settle_unreadable,
     warn_of_unused,
 )
@@ -24,7 +25,6 @@ from ssd_algo.data.progress import Progress, silent
 from ssd_algo.data.samples import Sample
 
 _KEYS = ("class_id", "left", "top", "width", "height")
-_LARGEST = 1e9
 
 
 def read_image_channel(
@@ -211,7 +211,7 @@ def _image_size(document: dict[str, Any], read: _Read) -> tuple[int, int] | None
     entry = entries[0] if entries else None
     if isinstance(entry, dict):
         width, height, depth = entry.get("width"), entry.get("height"), entry.get("depth", 3)
-        if _is_size(width) and _is_size(height) and _is_number(depth):
+        if _is_size(width) and _is_size(height) and is_number(depth):
             if depth not in (1, 3, 4):
                 text = f"image_size has the depth {depth:g}, which no image here has; it is not used."
                 read.findings.warn("odd depth", read.where, text)
@@ -256,19 +256,14 @@ def _numbers(entry: Any, where: str, findings: Findings) -> list[float] | None:
         if isinstance(value, float) and not np.isfinite(value):
             findings.refuse("number that is not finite", where, f"{key} is {value}, which is not a finite number.")
             return None
-        if not _is_number(value):
+        if not is_number(value):
             findings.refuse("property of the wrong type", where, f"{key} is {_shown(value)}; it must be a number.")
             return None
     return [entry[key] for key in _KEYS]
 
 
-def _is_number(value: Any) -> TypeGuard[float]:
-    """A finite number that a box or a class id can be."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST
-
-
 def _is_size(value: Any) -> TypeGuard[float]:
-    return _is_number(value) and value == int(value) > 0
+    return is_number(value) and value == int(value) > 0
 
 
 def _kind(value: Any) -> str:
@@ -296,7 +291,7 @@ def _read_class_names(document: dict[str, Any], read: _Read) -> None:
         return
     for category in categories:
         identity = category.get("class_id") if isinstance(category, dict) else None
-        if not _is_number(identity) or identity != int(identity) or "name" not in category:
+        if not is_number(identity) or identity != int(identity) or "name" not in category:
             text = f'an entry of "categories" is {_shown(category)}; it must be {meaning}.'
             read.findings.refuse("property of the wrong type", read.where, text)
             continue

@@ -16,6 +16,7 @@ from ssd_algo.data.labels import (
     check_objects,
     check_size,
     header_of,
+    is_number,
     settle_unreadable,
     warn_of_unused,
 )
@@ -33,11 +34,11 @@ def read_coco(image_folder: Folder, file: File, findings: Findings, progress: Pr
     if document is None:
         return Dataset()
     categories = sorted(document["categories"], key=lambda category: category["id"])
-    class_ids = {category["id"]: number for number, category in enumerate(categories)}
+    class_ids: dict[int | None, int] = {category["id"]: number for number, category in enumerate(categories)}
     dataset = Dataset(class_names={number: str(each.get("name", number)) for number, each in enumerate(categories)})
     objects = defaultdict(list)
     for number, each in enumerate(document["annotations"]):
-        objects[each.get("image_id")].append((number, each))
+        objects[_identity(each, "image_id")].append((number, each))
     index = ImageIndex(image_folder.with_extension(*images.EXTENSIONS))
     reader = _Reader(file.name, image_folder, index, class_ids, objects)
     bad: list[tuple[str, str]] = []
@@ -50,14 +51,13 @@ def read_coco(image_folder: Folder, file: File, findings: Findings, progress: Pr
             annotated.add(name)
             if sample:
                 dataset.samples.append(sample)
-    known = {each.get("id") for each in document["images"]}
-    for identity in objects:
-        if identity not in known:
-            number = objects[identity][0][0]
+    known = {_identity(each, "id") for each in document["images"]}
+    for identity, entries in objects.items():
+        for number, each in entries if identity not in known else []:
             findings.refuse(
                 "annotation without image",
                 f"{file.name}, annotation {number}",
-                f"its image_id is {json.dumps(identity)}, which no entry of images has.",
+                f"its image_id is {json.dumps(each.get('image_id'))}, which no entry of images has.",
             )
     dataset.samples.sort(key=lambda sample: sample.name)
     settle_unreadable(bad, Rules(None), findings)
@@ -76,10 +76,19 @@ def _document(file: File, findings: Findings) -> dict[str, Any] | None:
         if not isinstance(entries, list) or not all(isinstance(each, dict) for each in entries):
             findings.refuse("missing property", file.name, f'a COCO file must have "{name}", a list of objects.')
             return None
-    if not all(isinstance(each.get("id"), int) for each in document["categories"]):
-        findings.refuse("missing property", file.name, 'each entry of "categories" must have an integer id.')
-        return None
+    for name in ("images", "categories"):
+        identities = [_identity(each, "id") for each in document[name]]
+        if None in identities or len(set(identities)) < len(identities):
+            text = f'each entry of "{name}" must have an integer id of its own.'
+            findings.refuse("missing property", file.name, text)
+            return None
     return dict(document)
+
+
+def _identity(entry: dict[str, Any], name: str) -> int | None:
+    """An id of COCO's, which is an integer; None where it is not."""
+    value = entry.get(name)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 class _Reader:
@@ -90,7 +99,7 @@ class _Reader:
         file: str,
         folder: Folder,
         index: ImageIndex,
-        class_ids: dict[int, int],
+        class_ids: dict[int | None, int],
         objects: dict[Any, list[tuple[int, dict[str, Any]]]],
     ) -> None:
         self._file, self._folder, self._index = file, folder, index
@@ -112,9 +121,10 @@ class _Reader:
         header = header_of(name, file, bad)
         if header is None:
             return found[0], None, findings, bad
-        if "width" in entry and "height" in entry:
-            check_size((entry["width"], entry["height"]), name, header, where, findings)
-        label = self._label(self._objects.get(entry.get("id"), []), (header.width, header.height), findings)
+        width, height = entry.get("width"), entry.get("height")
+        if is_number(width) and is_number(height):
+            check_size((int(width), int(height)), name, header, where, findings)
+        label = self._label(self._objects.get(entry["id"], []), (header.width, header.height), findings)
         objects = check_objects(label, Rules(None), findings)
         sample = Sample(
             name, file, -1, objects.boxes, objects.classes, objects.difficult, label.size, header.fingerprint
@@ -126,15 +136,16 @@ class _Reader:
         for number, each in objects:
             where = f"{self._file}, annotation {number}"
             box = each.get("bbox")
-            if each.get("category_id") not in self._class_ids:
+            category = self._class_ids.get(_identity(each, "category_id"))
+            if category is None:
                 text = f"its category_id is {json.dumps(each.get('category_id'))}, which no entry of categories has."
                 findings.refuse("unknown class", where, text)
-            elif not (isinstance(box, list) and len(box) == 4 and all(type(value) in (int, float) for value in box)):
+            elif not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
                 text = f"its bbox is {json.dumps(box)}; it must be the numbers x, y, width, height."
                 findings.refuse("property of the wrong type", where, text)
             else:
                 names.append(where)
-                classes.append(self._class_ids[each["category_id"]])
+                classes.append(category)
                 boxes.append(box)
                 crowds.append(bool(each.get("iscrowd")))
         table = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ _ERROR = 1e-6  # of float32
 # A fraction beyond this is no misplaced box: the label is in pixels.
 _PIXELS = 2.0
 
-_LARGEST_CLASS = 1e9
+_LARGEST_NUMBER = 1e9
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def check_objects(label: Label, rules: Rules, findings: Findings) -> Objects:
         fractions = corners / np.asarray(label.size * 2, dtype=np.float64)
         sides = corners[:, 2:] - corners[:, :2]
         reach = np.maximum(-fractions, fractions - 1).max(axis=1, initial=-np.inf)
-        whole = (classes == np.floor(classes)) & (np.abs(classes) < _LARGEST_CLASS)
+        whole = (classes == np.floor(classes)) & (np.abs(classes) < _LARGEST_NUMBER)
     faults = [
         (~finite, "number that is not finite", "has a value that is not a finite number; correct it."),
         (
@@ -201,6 +201,11 @@ def check_label_width(widest: int, objects: int, channel: str, rules: Rules, fin
             f"the widest label ({objects} objects) needs a label_width of {widest}, but it is {rules.label_width}; "
             "all objects are used nevertheless.",
         )
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """A finite number that a box or a class id can be."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST_NUMBER
 
 
 def header_of(name: str, file: File, bad: list[tuple[str, str]]) -> images.Header | None:

@@ -97,6 +97,10 @@ def _parse(file: File, channel: str) -> _Annotation:
     except (ElementTree.ParseError, ValueError, LookupError) as error:
         read.findings.refuse("not XML", read.where, f"the file is not XML ({error}); correct or remove it.")
         return read
+    if root.tag != "annotation":
+        text = f"its outermost element is <{root.tag}>, not VOC's <annotation>; give a folder of PASCAL VOC files."
+        read.findings.refuse("not PASCAL VOC", read.where, text)
+        return read
     stem = file.name.rsplit(".", 1)[0]
     read.image = (root.findtext("filename") or "").strip() or stem
     width, height = _number(root.findtext("size/width")), _number(root.findtext("size/height"))
