@@ -319,12 +319,12 @@ RECORDS = {name: {"ContentType": "application/x-recordio"} for name in ("train",
         (
             image_job,
             lambda data: [path.unlink() for path in (data / "train").iterdir()],
-            "channel train: {base}/input/data/train holds no file; check the channel's S3 prefix or path.",
+            "channel train: {base}/input/data/train holds no file; check the path or S3 prefix.",
         ),
         (
             record_job,
             lambda data: [configure(data, **RECORDS), remove(data / "train")],
-            "channel train: there is no folder {base}/input/data/train; check the channel's S3 prefix or path.",
+            "channel train: there is no folder {base}/input/data/train; check the path or S3 prefix.",
         ),
         (
             image_job,
@@ -392,8 +392,8 @@ RECORDS = {name: {"ContentType": "application/x-recordio"} for name in ("train",
         (
             record_job,
             lambda data: (data / "train" / "train.rec").rename(data / "train" / "train.record"),
-            "channel train: {base}/input/data/train must hold one .rec file; it holds none; check the channel's S3 prefix "
-            "or path.",
+            "channel train: {base}/input/data/train must hold one .rec file; it holds none; check the path or S3 "
+            "prefix.",
         ),
         (
             image_job,
@@ -404,8 +404,7 @@ RECORDS = {name: {"ContentType": "application/x-recordio"} for name in ("train",
         (
             image_job,
             lambda data: [path.rename(path.with_suffix(".gif")) for path in (data / "train").iterdir()],
-            "channel train: {base}/input/data/train holds no .jpg, .jpeg or .png file; check the channel's S3 prefix or "
-            "path.",
+            "channel train: {base}/input/data/train holds no .jpg, .jpeg or .png file; check the path or S3 prefix.",
         ),
         (
             record_job,
@@ -536,7 +535,22 @@ A = "train_annotation/a.json"
         ),
         (
             one_object(class_id=2),
-            f"{A}, annotation 1: has the class 2, but num_classes is 2: class ids go from 0 to 1.",
+            f"{A}, annotation 1: has the class 2, but num_classes is 2: class ids go from 0 to 1; if yours start at 1, "
+            "subtract 1.",
+        ),
+        (
+            annotate(annotations=[OBJECT | {"left": 0.25, "top": 0.2, "width": 0.5, "height": 0.4}]),
+            f"{A}, annotation 0: all boxes of the image lie within its first pixel, as fractions would; this format holds "
+            "pixels: multiply them with the image's width and height.",
+        ),
+        (
+            replace(A, {"images": [], "annotations": [], "categories": []}),
+            f"{A}: the file is in COCO's format, which is not read directly; make a .rec file with ssd-algo pack.",
+        ),
+        (
+            annotate(file="A.JPEG"),
+            f'{A}: "file" is "A.JPEG", but channel train holds no such image (did you mean a.jpg?); add it, or remove the '
+            "annotation.",
         ),
         (
             one_object(height=-1),
@@ -565,14 +579,14 @@ A = "train_annotation/a.json"
             replace(
                 "validation_annotation/c.json", document(file="c.jpg", categories=[{"class_id": 0, "name": "cow"}])
             ),
-            'channel validation_annotation: "categories" calls class 0 "cow", but channel train_annotation calls it '
-            '"dog"; use one name.',
+            'channel validation: class 0 is "cow", but in channel train it is "dog"; use one name, and the same order of '
+            "classes.",
         ),
         (
             replace("train/a.jpg", b"no image"),
             "train/a.jpg: the file is no image; replace or remove the image.",
         ),
-        (replace("train/a.jpg", b""), "train/a.jpg: the file is no image; replace or remove the image."),
+        (replace("train/a.jpg", b""), "train/a.jpg: the file is empty; replace or remove the image."),
         (
             lambda data: (data / "train" / "a.jpg").write_bytes((data / "train" / "a.jpg").read_bytes()[:-50]),
             "train/a.jpg: the JPEG image is cut off: its end marker is missing; replace or remove the image.",
@@ -702,7 +716,8 @@ def second(*values: float) -> Change:
         ),
         (
             second(3, 5, 99, 2, 0.25, 0.25, 0.5, 0.5),
-            f"{SECOND_AT}, object 0: has the class 2, but num_classes is 2: class ids go from 0 to 1.",
+            f"{SECOND_AT}, object 0: has the class 2, but num_classes is 2: class ids go from 0 to 1; if yours start at "
+            "1, subtract 1.",
         ),
         (
             records(GOOD_RECORD, label(2, 5, 1, 0.25, 0.25, 0.5, 0.5) + b"no image"),

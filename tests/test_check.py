@@ -76,10 +76,10 @@ def test_the_table(tmp_path: Path) -> None:
         "images in both channels: 0\n"
         "\n"
         "Warnings\n"
-        "  channel train: 1 of the 2 classes (ids 0 to 1) have no object: 0; class ids should have no gap.\n"
-        "  channel validation: 1 of the 2 classes (ids 0 to 1) have no object: 0; class ids should have no gap.\n"
+        "  channel train: 1 of 2 classes (ids 0 to 1) without an object: 0; ids should have no gap.\n"
+        "  channel validation: 1 of 2 classes (ids 0 to 1) without an object: 0; ids should have no gap.\n"
         "\n"
-        "train takes this data.\n"
+        "train takes this data, if num_classes fits: give it with --num-classes or --hyperparameters.\n"
     )
     assert done.stderr == ""  # no bar without a terminal
     assert done.returncode == 0
@@ -92,7 +92,10 @@ def test_all_faults_are_listed_by_their_rule(tmp_path: Path) -> None:
     (data / "validation" / "c.jpg").write_bytes(b"")
     done = check("--num-classes", 2, *(data / channel for channel in CHANNELS))
     assert done.returncode == 2
-    assert done.stdout.split("images in both channels: 0\n\n")[1] == (
+    assert done.stdout.split("channel train: 2 images, 0 objects\n")[1].split("\n\n", 1)[1] == (
+        "Warnings\n"
+        "  channel train: no image has an object; a detector learns nothing from it.\n"
+        "\n"
         "1 x class beyond num_classes\n"
         "  train_annotation/a.json, annotation 0: has the class 7, but num_classes is 2: class ids go from 0 to 1.\n"
         "2 x box outside the image\n"
@@ -104,10 +107,7 @@ def test_all_faults_are_listed_by_their_rule(tmp_path: Path) -> None:
         "  train_annotation/b.json, annotation 1: left and top and width and height missing; it must have the numbers "
         "class_id, left, top, width, height.\n"
         "1 x unreadable image\n"
-        "  validation/c.jpg: the file is no image; replace or remove the image.\n"
-        "\n"
-        "Warnings\n"
-        "  channel train: no image has an object; a detector learns nothing from it.\n"
+        "  validation/c.jpg: the file is empty; replace or remove the image.\n"
         "\n"
         "train refuses this data: 5 faults.\n"
     )
@@ -161,6 +161,52 @@ def test_wrong_hyperparameters_are_refused_first(tmp_path: Path) -> None:
     assert done.returncode == 2
 
 
+def test_a_folder_of_channels_and_a_channel_that_is_broken(tmp_path: Path) -> None:
+    """The others are looked at nevertheless."""
+    data = image_job(tmp_path)
+    (data / ".hidden").mkdir()
+    (data / "validation_annotation").rename(data / "validation_annotations")
+    done = check("--num-classes", 2, data)
+    assert done.returncode == 2
+    assert "channel train: 2 images, 2 objects\n" in done.stdout
+    assert (
+        "1 x unknown channel\n"
+        "  channel validation_annotations: there is no channel of this name (did you mean validation_annotation?); the "
+        "channels are train, validation, train_annotation, validation_annotation, model.\n"
+    ) in done.stdout
+
+
+def test_the_same_channel_twice(tmp_path: Path) -> None:
+    data = image_job(tmp_path)
+    done = check(data, data / "train")
+    assert done.stderr == "ClientError: channel train is given more than once; give each channel once.\n"
+    assert done.returncode == 2
+
+
+def test_class_names_beside_records(tmp_path: Path) -> None:
+    """As pack leaves them; two channels with another order are refused."""
+    data = record_job(tmp_path)
+    (data / "train" / "train.classes.txt").write_text("cat\ndog\n")
+    assert "      1        1       1  dog\n" in check("--num-classes", 2, data).stdout
+    (data / "validation" / "validation.classes.txt").write_text("dog\ncat\n")
+    done = check("--num-classes", 2, data)
+    assert done.returncode == 2
+    assert (
+        '  channel validation: class 0 is "dog", but in channel train it is "cat"; use one name, and the same order of '
+        "classes.\n"
+    ) in done.stdout
+
+
+def test_files_without_use_are_named(tmp_path: Path) -> None:
+    data = record_job(tmp_path)
+    (data / "train" / "a.jpg").write_bytes(b"")
+    done = check("--num-classes", 2, data)
+    assert done.returncode == 0
+    assert (
+        "  channel train: it also holds 1 images (a.jpg, ...), which are not read: train/train.rec is.\n" in done.stdout
+    )
+
+
 def test_channels_by_name(tmp_path: Path) -> None:
     data = record_job(tmp_path)
     (data / "train").rename(data / "photos=1")
@@ -212,9 +258,7 @@ def test_what_the_built_in_trains_on_warns(tmp_path: Path) -> None:
         line.startswith(f"channel train: the widest label ({most} objects) needs a label_width of ")
         for line in warnings
     )
-    assert (
-        "channel train: 2 of the 5 classes (ids 0 to 4) have no object: 3, 4; class ids should have no gap." in warnings
-    )
+    assert "channel train: 2 of 5 classes (ids 0 to 4) without an object: 3, 4; ids should have no gap." in warnings
     assert (
         "channel train: num_training_samples is 100, but the channel has 8 images; the schedule follows the images."
         in warnings

@@ -101,7 +101,7 @@ def test_other_kinds_that_can_be_decoded(kind: str) -> None:
 @pytest.mark.parametrize(
     ("encoded", "message"),
     [
-        (b"", "the file is no image"),
+        (b"", "the file is empty"),
         (b"no image", "the file is no image"),
         (encode(PICTURE, "JPEG")[:-20], "the JPEG image is cut off: its end marker is missing"),
         (encode(PICTURE, "PNG")[:-20], "the PNG image is cut off: its end marker is missing"),

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssd_algo.data import pack as packing
-from ssd_algo.data.files import list_file, list_folder
+from ssd_algo.data.files import Folder, list_file, list_folder
 from ssd_algo.data.findings import Findings
 from ssd_algo.data.labels import Dataset, Rules
 from ssd_algo.data.records import read_record_channel
@@ -31,7 +31,9 @@ def pack(*arguments: object) -> "subprocess.CompletedProcess[str]":
 
 def read(path: Path) -> Dataset:
     findings = Findings()
-    dataset = read_record_channel(list_folder("packed", path.parent), Rules(None), findings)
+    folder = list_folder("packed", path.parent)
+    alone = Folder("packed", folder.location, [file for file in folder.files if file.name.startswith(path.stem)])
+    dataset = read_record_channel(alone, Rules(None), findings)
     assert findings == Findings()
     return dataset
 
@@ -58,7 +60,13 @@ def test_sagemaker_json(tmp_path: Path, shapes: Path) -> None:
         done = pack(tmp_path / "train", tmp_path / "train_annotation", output)
         samples = read_images(tmp_path, "train").samples
         objects = sum(len(sample.classes) for sample in samples)
-        assert done.stdout == f"{output}: 40 images, {objects} objects, 3 named classes.\n"
+        each = [sum((sample.classes == identity).sum() for sample in samples) for identity in range(3)]
+        assert done.stdout == (
+            f"{output}: 40 images, {objects} objects.\n"
+            f"  class 0: {each[0]} objects  circle\n"
+            f"  class 1: {each[1]} objects  square\n"
+            f"  class 2: {each[2]} objects  triangle\n"
+        )
         assert done.stderr == ""
         assert done.returncode == 0
     assert outputs[0].read_bytes() == outputs[1].read_bytes()
@@ -250,10 +258,10 @@ def test_coco(tmp_path: Path, photos: Path) -> None:
     ],
 )
 def test_voc_refusals(tmp_path: Path, photos: Path, files: dict[str, str], sentence: str) -> None:
-    done = pack(photos, write(tmp_path / "xml", files), tmp_path / "out" / "voc.rec")
+    done = pack(photos, write(tmp_path / "xml", files), tmp_path / "voc.rec")
     assert done.stderr.splitlines()[-1] == f"ClientError: {sentence.replace('{photos}', str(photos))}"
     assert done.returncode == 2
-    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob("voc.*"))
 
 
 @pytest.mark.parametrize(
@@ -264,15 +272,25 @@ def test_voc_refusals(tmp_path: Path, photos: Path, files: dict[str, str], sente
             "c.json: the file is not JSON in UTF-8 (Expecting property name enclosed in double quotes: line 1 column 2 (char 1)).",
         ),
         (coco(images=3), 'c.json: a COCO file must have "images", a list of objects.'),
-        (coco(categories=[{"name": "dog"}]), 'c.json: each entry of "categories" must have an integer id of its own.'),
-        (coco(images=[{"id": 3}, {"id": 3}]), 'c.json: each entry of "images" must have an integer id of its own.'),
+        (
+            coco(categories=[{"name": "dog"}]),
+            'c.json: each entry of "categories" must have an integer id of its own; one has null.',
+        ),
+        (
+            coco(images=[{"id": 3}, {"id": 3}]),
+            'c.json: each entry of "images" must have an integer id of its own; one has 3.',
+        ),
+        (
+            coco(categories=[{"id": 90, "name": "dog"}, {"id": 18, "name": "dog"}]),
+            'c.json: two entries of "categories" are named "dog"; keep one.',
+        ),
         (
             coco(annotations=[{"image_id": [3], "category_id": 18, "bbox": [0, 0, 9, 9]}]),
             "c.json, annotation 0: its image_id is [3], which no entry of images has.",
         ),
         (
             coco(images=[{"id": 3, "file_name": "z.jpg"}]),
-            'c.json, image 0: its file_name is "z.jpg", but {photos} holds no such image.',
+            'c.json, image 0: its file_name is "z.jpg", but {photos} holds no such image; add it, or remove the entry.',
         ),
         (
             coco(annotations=[{"image_id": 5, "category_id": 18, "bbox": [0, 0, 9, 9]}]),
@@ -307,6 +325,96 @@ def test_several_faults_are_all_listed(tmp_path: Path, photos: Path) -> None:
         "  xml/b.xml: the file is not XML (no element found: line 1, column 0); correct or remove it.\n"
         "ClientError: 2 faults; nothing is packed.\n"
     )
+
+
+def test_classes_of_coco_by_their_names(tmp_path: Path, photos: Path) -> None:
+    (tmp_path / "instances.json").write_text(coco())
+    (tmp_path / "names.txt").write_text("toothbrush\ndog\n")
+    done = pack(photos, tmp_path / "instances.json", tmp_path / "coco.rec", "--classes", tmp_path / "names.txt")
+    assert done.returncode == 0, done.stderr
+    assert [sample.classes.tolist() for sample in read(tmp_path / "coco.rec").samples] == [[0, 1], []]
+
+
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        (
+            "cat\nbird\n",
+            'xml/a.xml: it has the class "dog", which is not among the classes given (cat, bird); add it there as the last '
+            "line, or correct the annotations.",
+        ),
+        ("cat\n\ndog\n", "class names, line 2: it is empty; each line must have a name of its own."),
+        ("cat\ndog\ncat\n", 'class names, line 3: it is "cat" again; each line must have a name of its own.'),
+    ],
+)
+def test_class_names_that_do_not_fit(tmp_path: Path, photos: Path, names: str, sentence: str) -> None:
+    annotations = write(tmp_path / "xml", {"a.xml": voc("a.jpg", ("dog", 0, (1, 1, 40, 20)))})
+    (tmp_path / "names.txt").write_text(names)
+    done = pack(photos, annotations, tmp_path / "voc.rec", "--classes", tmp_path / "names.txt")
+    assert done.stderr.splitlines()[-1] == f"ClientError: {sentence}"
+    assert done.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("files", "options", "sentence"),
+    [
+        (
+            {},
+            (),
+            "folder labels: {folder} holds no .json and no .xml file; give the folder of annotations, or a COCO file.",
+        ),
+        (
+            {"a.xml": voc("a.jpg"), "b.json": "{}"},
+            (),
+            "folder labels: it holds 1 .xml and 1 .json files; give a folder with one of the formats.",
+        ),
+        (
+            {"a.json": "{}"},
+            ("--classes",),
+            "folder labels: class names given with --classes have no use: SageMaker annotations hold the class ids "
+            "themselves.",
+        ),
+        (
+            {"a.json": coco()},
+            (),
+            "labels/a.json: the file is in COCO's format, which is not read directly; make a .rec file with ssd-algo pack.",
+        ),
+        (
+            {"a.xml": voc("A.JPEG").replace("a.xml", "x"), "b.xml": voc("c/B.png")},
+            (),
+            "",
+        ),
+    ],
+)
+def test_folders_of_annotations(
+    tmp_path: Path, photos: Path, files: dict[str, str], options: tuple[str, ...], sentence: str
+) -> None:
+    folder = write(tmp_path / "labels", files)
+    (tmp_path / "names.txt").write_text("cat\n")
+    done = pack(
+        photos, folder, tmp_path / "out.rec", *(each for name in options for each in (name, tmp_path / "names.txt"))
+    )
+    if not sentence:  # carelessly named, found by the annotation's own name
+        assert done.returncode == 0, done.stderr
+        return
+    assert done.stderr.splitlines()[-1] == f"ClientError: {sentence.replace('{folder}', str(folder))}"
+    assert done.returncode == 2
+
+
+def test_fractions_in_formats_of_pixels(tmp_path: Path, photos: Path) -> None:
+    annotations = write(tmp_path / "xml", {"a.xml": voc("a.jpg", ("dog", 0, (0.25, 0.5, 0.75, 0.9)))})
+    done = pack(photos, annotations, tmp_path / "voc.rec")
+    assert done.stderr.splitlines()[-1] == (
+        "ClientError: xml/a.xml, object 0: all boxes of the image lie within its first pixel, as fractions would; this "
+        "format holds pixels: multiply them with the image's width and height."
+    )
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path, photos: Path) -> None:
+    annotations = write(tmp_path / "xml", {"a.xml": voc("a.jpg")})
+    done = pack(photos, annotations, tmp_path / "no" / "voc.rec")
+    assert done.stderr == f"ClientError: {tmp_path}/no/voc.rec: there is no folder {tmp_path}/no; make it first.\n"
+    assert done.returncode == 2
 
 
 def test_nothing_to_pack(tmp_path: Path, shapes: Path) -> None:

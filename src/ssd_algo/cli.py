@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,6 +23,9 @@ class _Group(click.Group):
         except UserError as error:
             click.echo(f"{error.prefix}: {error}", err=True)
             context.exit(error.exit_code)
+        except OSError as error:  # a folder that may not be read or written, a full disk
+            click.echo(f"{UserError.prefix}: {error}", err=True)
+            context.exit(UserError.exit_code)
 
 
 @click.group(cls=_Group)
@@ -54,10 +58,11 @@ def demo() -> None:
 def check(
     channels: tuple[str, ...], hyperparameters: Path | None, num_classes: int | None, image_shape: int, as_json: bool
 ) -> None:
-    """Check CHANNELS before they are uploaded, as train does before it starts.
+    """Check CHANNELS as train does before it starts.
 
     A channel is a folder or an s3:// prefix; its last part is the channel's name (train, train_annotation, ...), or
-    give it as NAME=FOLDER. The exit code is 2 exactly when train would refuse the data.
+    give it as NAME=FOLDER. A folder of channels stands for all of them. The exit code is 2 exactly when train would
+    refuse the data.
     """
     from ssd_algo.contract.container import Channel, read_hyperparameters
     from ssd_algo.contract.hyperparameters import Hyperparameters
@@ -69,12 +74,44 @@ def check(
     if hyperparameters is not None:
         parsed = Hyperparameters.parse(read_hyperparameters(hyperparameters))
         rules, image_shape = data.rules(parsed), parsed.image_shape
-    named = dict(_named(channel) for channel in channels)
+        for sentence in parsed.warnings():
+            click.echo(f"warning: {sentence}", err=True)
+    named = [pair for channel in channels for pair in _channels_of(channel, data.CHANNELS)]
+    for name, _ in named:
+        if [each for each, _ in named].count(name) > 1:
+            raise UserError(f"channel {name} is given more than once; give each channel once.")
     _, findings, report = data.check(
-        {name: Channel(name, location) for name, location in named.items()}, rules, image_shape, _progress_bar
+        {name: Channel(name, location) for name, location in named}, rules, image_shape, _progress_bar, thorough=True
     )
-    click.echo(json.dumps(report, indent=1) if as_json else as_text(report, findings, image_shape))
+    if as_json:
+        click.echo(json.dumps(report, indent=1))
+    else:
+        click.echo(as_text(report, findings, image_shape))
+        click.echo(_verdict(findings, rules.num_classes is not None))
     sys.exit(UserError.exit_code if findings.faults else 0)
+
+
+def _channels_of(argument: str, known: Container[str]) -> list[tuple[str, str]]:
+    """Name and location of the channels that an argument of `check` means."""
+    name, separator, location = argument.partition("=")
+    if separator and "/" not in name:
+        return [(name, location)]
+    if argument.startswith("s3://"):
+        return [(argument.rstrip("/").rsplit("/", 1)[-1], argument)]
+    name = Path(argument).absolute().name
+    inside = sorted(Path(argument).iterdir()) if Path(argument).is_dir() else []
+    if name not in known and any(path.name in known for path in inside):
+        return [(path.name, str(path)) for path in inside if path.is_dir() and not path.name.startswith(".")]
+    return [(name, argument)]
+
+
+def _verdict(findings: Findings, with_num_classes: bool) -> str:
+    if findings.faults:
+        count = len(findings.faults)
+        return f"train refuses this data: {count} fault{'s' * (count > 1)}."
+    if not with_num_classes:
+        return "train takes this data, if num_classes fits: give it with --num-classes or --hyperparameters."
+    return "train takes this data."
 
 
 @main.command()
@@ -84,7 +121,7 @@ def check(
 @click.option(
     "--classes",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="For PASCAL VOC: class names in the order of their ids, one a line, as an earlier pack left them.",
+    help="For PASCAL VOC and COCO: class names in the order of their ids, one a line, as an earlier pack left them.",
 )
 def pack(images: Path, annotations: Path, output: Path, classes: Path | None) -> None:
     """Pack the folder IMAGES into the RecordIO file OUTPUT (.rec), with its .idx and .classes.txt.
@@ -97,7 +134,9 @@ def pack(images: Path, annotations: Path, output: Path, classes: Path | None) ->
 
     if output.suffix != ".rec":
         raise UserError(f"{output}: the file must end in .rec, by which training finds it.")
-    names = classes.read_text(encoding="utf-8").splitlines() if classes else []
+    if not output.parent.is_dir():
+        raise UserError(f"{output}: there is no folder {output.parent}; make it first.")
+    names = pack.class_names(classes.read_text(encoding="utf-8")) if classes else []
     findings = Findings()
     source = list_file(annotations) if annotations.is_file() else list_folder(annotations.name, annotations)
     dataset = pack.read(list_folder(images.name, images), source, names, findings, _progress_bar)
@@ -110,19 +149,12 @@ def pack(images: Path, annotations: Path, output: Path, classes: Path | None) ->
     if not dataset.samples:
         raise UserError(f"{images} holds no annotated image; check both folders.")
     pack.write(dataset.samples, output, _progress_bar)
-    ids = range(max(dataset.class_names, default=-1) + 1)
-    output.with_suffix(".classes.txt").write_text(
-        "".join(f"{dataset.class_names.get(identity, identity)}\n" for identity in ids), encoding="utf-8"
-    )
-    objects = sum(len(sample.classes) for sample in dataset.samples)
-    click.echo(f"{output}: {len(dataset.samples)} images, {objects} objects, {len(ids)} named classes.")
-
-
-def _named(channel: str) -> tuple[str, str]:
-    name, separator, location = channel.partition("=")
-    if separator and "/" not in name:
-        return name, location
-    return channel.rstrip("/").rsplit("/", 1)[-1], channel
+    counts = Counter(int(identity) for sample in dataset.samples for identity in sample.classes)
+    named = [str(dataset.class_names.get(each, each)) for each in range(max(dataset.class_names, default=-1) + 1)]
+    output.with_suffix(".classes.txt").write_text("".join(f"{name}\n" for name in named), encoding="utf-8")
+    click.echo(f"{output}: {len(dataset.samples)} images, {sum(counts.values())} objects.")
+    for identity in sorted(counts.keys() | dataset.class_names.keys()):
+        click.echo(f"  class {identity}: {counts[identity]} objects  {dataset.class_names.get(identity, '')}".rstrip())
 
 
 @contextmanager

@@ -112,7 +112,7 @@ class Container:
                 raise UserError(f"{path}: the value of channel {bad[0]} is not a JSON object.")
         else:
             folders = sorted(data.iterdir()) if data.is_dir() else []
-            configured = {folder.name: {} for folder in folders if folder.is_dir()}
+            configured = {each.name: {} for each in folders if each.is_dir() and not each.name.startswith(".")}
         return {
             name: Channel(
                 name,

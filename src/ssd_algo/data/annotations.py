@@ -37,16 +37,22 @@ def read_image_channel(
         findings.refuse(
             "empty channel",
             f"channel {image_folder.name}",
-            f"{image_folder.location} holds no .jpg, .jpeg or .png file; check the channel's S3 prefix or path.",
+            f"{image_folder.location} holds no .jpg, .jpeg or .png file; check the path or S3 prefix.",
         )
     if not annotation_files:
+        xml = annotation_folder.with_extension(".xml")
         findings.refuse(
             "empty channel",
             f"channel {annotation_folder.name}",
-            f"{annotation_folder.location} holds no .json file; there must be one annotation for each image.",
+            f"{annotation_folder.location} holds no .json file; there must be one annotation for each image"
+            + ("; for PASCAL VOC's .xml files, make a .rec file with ssd-algo pack." if xml else "."),
         )
     if not (image_files and annotation_files):
         return Dataset()
+    records = image_folder.with_extension(".rec")
+    if records:
+        text = f"it also holds {records[0].name}, which is not read: its images are."
+        findings.warn("files without use", f"channel {image_folder.name}", text)
     reader = _Reader(image_folder.name, annotation_folder.name, ImageIndex(image_files), rules)
     dataset = Dataset()
     annotated: dict[str, str] = {}
@@ -102,6 +108,10 @@ class _Reader:
         document = _parse(file, read)
         if document is None:
             return read
+        if "file" not in document and isinstance(document.get("images"), list):
+            text = "the file is in COCO's format, which is not read directly; make a .rec file with ssd-algo pack."
+            read.findings.refuse("COCO file", read.where, text)
+            return read
         read.image = self._image_of(document, file, read)
         _read_class_names(document, read)
         said, header = _image_size(document, read), None
@@ -109,7 +119,9 @@ class _Reader:
             header = header_of(f"{self.image_channel}/{read.image}", self.index.by_name[read.image], read.bad)
         if said and header:
             check_size(said, f"{self.image_channel}/{read.image}", header, read.where, read.findings)
-        size = (header.width, header.height) if header else said
+        # Where the two contradict each other, boxes may be right for either: that is one fault, not many.
+        sizes = [size for size in (said, header and (header.width, header.height)) if size]
+        size = (max(width for width, _ in sizes), max(height for _, height in sizes)) if sizes else None
         label = _label(document, size, read)
         if label is None:
             return read
@@ -141,7 +153,8 @@ class _Reader:
             return ""
         found = self.index.find(path)
         if len(found) != 1:
-            what = "holds no such image; add it, or remove the annotation."
+            near = self.index.near(path)
+            what = f"holds no such image{near}; add it, or remove the annotation."
             if found:
                 what = f"holds {len(found)} images of that name ({found[0]}, {found[1]}, ...); give the whole path."
             read.findings.refuse(

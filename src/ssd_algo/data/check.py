@@ -22,14 +22,13 @@ def check_classes(channel: str, dataset: Dataset, num_classes: int | None, findi
         return
     count = num_classes or max(present) + 1
     absent = count - len(present)
-    if absent:
+    if absent > 0:
         named = [identity for identity in range(min(count, len(present) + _NAMED)) if identity not in present][:_NAMED]
         text = ", ".join(map(str, named)) + (", ..." if absent > len(named) else "")
         findings.warn(
             "class without objects",
             f"channel {channel}",
-            f"{absent} of the {count} classes (ids 0 to {count - 1}) have no object: {text}; class ids should have no "
-            "gap.",
+            f"{absent} of {count} classes (ids 0 to {count - 1}) without an object: {text}; ids should have no gap.",
         )
 
 
@@ -121,13 +120,12 @@ def as_text(report: dict[str, Any], findings: Findings, image_shape: int) -> str
     for name, figures in report["channels"].items():
         if figures["images"]:
             lines += _channel_text(name, figures, image_shape)
-    lines.append(f"images in both channels: {report['images_in_both_channels']}")
-    if findings.faults:
-        lines += ["", findings.grouped_faults()]
+    if all(figures["images"] for figures in report["channels"].values()):
+        lines += [f"images in both channels: {report['images_in_both_channels']}", ""]
     if findings.warnings:
-        lines += ["", "Warnings", *(f"  {sentence}" for sentence in findings.short_warnings())]
-    count = len(findings.faults)
-    lines += ["", f"train refuses this data: {count} fault{'s' * (count > 1)}." if count else "train takes this data."]
+        lines += ["Warnings", *(f"  {sentence}" for sentence in findings.short_warnings()), ""]
+    if findings.faults:
+        lines += [findings.grouped_faults(), ""]
     return "\n".join(lines)
 
 

@@ -17,6 +17,7 @@ from ssd_algo.data.labels import (
     check_size,
     header_of,
     is_number,
+    not_among,
     settle_unreadable,
     warn_of_unused,
 )
@@ -24,18 +25,30 @@ from ssd_algo.data.progress import Progress, silent
 from ssd_algo.data.samples import Sample
 
 
-def read_coco(image_folder: Folder, file: File, findings: Findings, progress: Progress = silent) -> Dataset:
+def read_coco(
+    image_folder: Folder, file: File, class_names: list[str], findings: Findings, progress: Progress = silent
+) -> Dataset:
     """Read images and their COCO annotations (`instances_*.json`); what breaks a rule is reported.
 
-    Class ids count the categories in the order of their COCO ids. A box is `x, y, width, height` in pixels; crowds
-    (`iscrowd`) become difficult objects, which scoring leaves out.
+    Class ids count the categories in the order of their COCO ids, or the names of `class_names` where there are any. A
+    box is `x, y, width, height` in pixels; crowds (`iscrowd`) become difficult objects, which scoring leaves out.
     """
     document = _document(file, findings)
     if document is None:
         return Dataset()
     categories = sorted(document["categories"], key=lambda category: category["id"])
-    class_ids: dict[int | None, int] = {category["id"]: number for number, category in enumerate(categories)}
-    dataset = Dataset(class_names={number: str(each.get("name", number)) for number, each in enumerate(categories)})
+    names = [str(category.get("name", category["id"])) for category in categories]
+    known = class_names or names
+    for name in sorted(set(names) - set(known)):
+        findings.refuse("unknown class", file.name, f'it has the category "{name}", {not_among(known)}')
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        findings.refuse("class named twice", file.name, f'two entries of "categories" are named "{name}"; keep one.')
+    if findings.faults:
+        return Dataset()
+    class_ids: dict[int | None, int] = {
+        category["id"]: known.index(name) for category, name in zip(categories, names, strict=True)
+    }
+    dataset = Dataset(class_names=dict(enumerate(known)))
     objects = defaultdict(list)
     for number, each in enumerate(document["annotations"]):
         objects[_identity(each, "image_id")].append((number, each))
@@ -51,9 +64,9 @@ def read_coco(image_folder: Folder, file: File, findings: Findings, progress: Pr
             annotated.add(name)
             if sample:
                 dataset.samples.append(sample)
-    known = {_identity(each, "id") for each in document["images"]}
+    identities = {_identity(each, "id") for each in document["images"]}
     for identity, entries in objects.items():
-        for number, each in entries if identity not in known else []:
+        for number, each in entries if identity not in identities else []:
             findings.refuse(
                 "annotation without image",
                 f"{file.name}, annotation {number}",
@@ -77,11 +90,15 @@ def _document(file: File, findings: Findings) -> dict[str, Any] | None:
             findings.refuse("missing property", file.name, f'a COCO file must have "{name}", a list of objects.')
             return None
     for name in ("images", "categories"):
-        identities = [_identity(each, "id") for each in document[name]]
-        if None in identities or len(set(identities)) < len(identities):
-            text = f'each entry of "{name}" must have an integer id of its own.'
-            findings.refuse("missing property", file.name, text)
-            return None
+        taken: set[int | None] = {None}
+        for entry in document[name]:
+            if _identity(entry, "id") in taken:
+                text = (
+                    f'each entry of "{name}" must have an integer id of its own; one has {json.dumps(entry.get("id"))}.'
+                )
+                findings.refuse("missing property", file.name, text)
+                return None
+            taken.add(_identity(entry, "id"))
     return dict(document)
 
 
@@ -113,7 +130,11 @@ class _Reader:
         where = f"{self._file}, image {number}"
         found = self._index.find(str(entry.get("file_name", "")))
         if len(found) != 1:
-            text = f'its file_name is "{entry.get("file_name", "")}", but {self._folder.location} holds no such image.'
+            path = str(entry.get("file_name", ""))
+            text = (
+                f'its file_name is "{path}", but {self._folder.location} holds no such image{self._index.near(path)}; '
+            )
+            text += "add it, or remove the entry."
             findings.refuse("annotation without image", where, text)
             return "", None, findings, bad
         name = f"{self._folder.name}/{found[0]}"

@@ -75,6 +75,12 @@ class ImageIndex:
             self._by_last_part[file.name.rsplit("/", 1)[-1]].append(file.name)
         self.stems = {file.name.rsplit(".", 1)[0] for file in files}
 
+    def near(self, path: str) -> str:
+        """A question after the image with another extension or letter case that may be meant; empty without one."""
+        stem = _stem(path.replace("\\", "/"))
+        found = next((name for name in self.by_name if _stem(name) == stem), None)
+        return f" (did you mean {found}?)" if found else ""
+
     def find(self, path: str) -> list[str]:
         """Names of the images that a path may mean: itself, its end, or the images of which it is the end."""
         parts = [part for part in path.replace("\\", "/").split("/") if part not in ("", ".")]
@@ -84,6 +90,10 @@ class ImageIndex:
                 return [candidate]
         nested = "/".join(["", *parts])
         return [name for name in self._by_last_part.get(parts[-1] if parts else "", []) if name.endswith(nested)]
+
+
+def _stem(path: str) -> str:
+    return path.rsplit("/", 1)[-1].rsplit(".", 1)[0].lower()
 
 
 def list_folder(name: str, location: str | Path) -> Folder:
@@ -99,8 +109,10 @@ def list_folder(name: str, location: str | Path) -> Folder:
 
         found = s3.list_files(str(location))
     else:
+        if os.path.isfile(location):
+            raise UserError(f"{location} is a file; give the folder that holds it.")
         if not os.path.isdir(location):
-            raise UserError(f"there is no folder {location}; check the channel's S3 prefix or path.")
+            raise UserError(f"there is no folder {location}; check the path or S3 prefix.")
         found = _walk(str(location))
     visible = [file for file in found if not any(part.startswith(".") for part in file.name.split("/"))]
     return Folder(name, str(location), sorted(visible, key=lambda file: file.name))

@@ -75,6 +75,8 @@ def read_header(file: BinaryIO, length: int) -> Header:
     NotAnImage
         When it is no image, of a kind that cannot be decoded, or cut off.
     """
+    if not length:
+        raise NotAnImage("the file is empty")
     width, height, kind = _open(file)
     file.seek(0)
     head = file.read(_HEAD)

@@ -111,6 +111,14 @@ def check_objects(label: Label, rules: Rules, findings: Findings) -> Objects:
             "height; divide, and pack the file again.",
         )
         return _objects(label, np.zeros((0, 4)), np.zeros(0, dtype=np.int64))
+    if in_pixels and _are_fractions(corners[finite]):
+        findings.refuse(
+            "fractions instead of pixels",
+            label.names[0],
+            "all boxes of the image lie within its first pixel, as fractions would; this format holds pixels: multiply "
+            "them with the image's width and height.",
+        )
+        return _objects(label, np.zeros((0, 4)), np.zeros(0, dtype=np.int64))
     with np.errstate(invalid="ignore"):
         fractions = corners / np.asarray(label.size * 2, dtype=np.float64)
         sides = corners[:, 2:] - corners[:, :2]
@@ -127,7 +135,7 @@ def check_objects(label: Label, rules: Rules, findings: Findings) -> Objects:
         (
             finite & whole & (classes >= (rules.num_classes or np.inf)),
             "class beyond num_classes",
-            "has the class {class_id:g}, but num_classes is {num_classes}: class ids go from 0 to {last}.",
+            "has the class {class_id:g}, but num_classes is {num_classes}: class ids go from 0 to {last}{hint}.",
         ),
         (
             finite & (sides < 0).any(axis=1),
@@ -153,6 +161,7 @@ def check_objects(label: Label, rules: Rules, findings: Findings) -> Objects:
                 class_id=classes[index],
                 num_classes=rules.num_classes,
                 last=(rules.num_classes or 0) - 1,
+                hint="; if yours start at 1, subtract 1" if classes[index] == rules.num_classes else "",
                 box=_row(corners[index]),
                 width=label.size[0],
                 height=label.size[1],
@@ -168,6 +177,11 @@ def check_objects(label: Label, rules: Rules, findings: Findings) -> Objects:
         findings.warn("box over the edge", label.names[index], text)
     kept = good & ~empty
     return _objects(label, clipped, kept)
+
+
+def _are_fractions(corners: NDArray[np.float64]) -> bool:
+    """Whether boxes that should be in pixels all lie within one pixel, and not on its corners."""
+    return bool(len(corners)) and bool((corners <= 1).all()) and bool((corners != np.floor(corners)).any())
 
 
 def _objects(label: Label, fractions: NDArray[np.float64], kept: NDArray[Any]) -> Objects:
@@ -206,6 +220,12 @@ def check_label_width(widest: int, objects: int, channel: str, rules: Rules, fin
 def is_number(value: Any) -> TypeGuard[float]:
     """A finite number that a box or a class id can be."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST_NUMBER
+
+
+def not_among(class_names: list[str]) -> str:
+    """The rest of a sentence on a class that is not in the file of class names."""
+    shown = ", ".join(class_names[:10]) + (", ..." if len(class_names) > 10 else "")
+    return f"which is not among the classes given ({shown}); add it there as the last line, or correct the annotations."
 
 
 def header_of(name: str, file: File, bad: list[tuple[str, str]]) -> images.Header | None:

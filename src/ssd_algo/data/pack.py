@@ -10,6 +10,7 @@ from ssd_algo.data.findings import Findings
 from ssd_algo.data.labels import Dataset, Rules
 from ssd_algo.data.progress import Progress, silent
 from ssd_algo.data.samples import Sample
+from ssd_algo.errors import UserError
 
 
 def read(
@@ -26,13 +27,30 @@ def read(
     annotations : Folder or File
         A folder of SageMaker JSON or of PASCAL VOC XML, one file an image, or a COCO file.
     class_names : list of str
-        For PASCAL VOC: names in the order of their ids.
+        For PASCAL VOC and COCO: names in the order of their ids; empty to number the classes that are there.
     """
     if isinstance(annotations, File):
-        return coco.read_coco(image_folder, annotations, findings, progress)
-    if annotations.with_extension(".xml"):
+        return coco.read_coco(image_folder, annotations, class_names, findings, progress)
+    voc_files, json_files = annotations.with_extension(".xml"), annotations.with_extension(".json")
+    where = f"folder {annotations.name}"
+    if voc_files and json_files:
+        text = (
+            f"it holds {len(voc_files)} .xml and {len(json_files)} .json files; give a folder with one of the formats."
+        )
+        findings.refuse("annotations of two formats", where, text)
+    elif voc_files:
         return voc.read_voc(image_folder, annotations, class_names, findings, progress)
-    return read_image_channel(image_folder, annotations, Rules(None), findings, progress)
+    elif not json_files:
+        text = (
+            f"{annotations.location} holds no .json and no .xml file; give the folder of annotations, or a COCO file."
+        )
+        findings.refuse("no annotations", where, text)
+    elif class_names:
+        text = "class names given with --classes have no use: SageMaker annotations hold the class ids themselves."
+        findings.refuse("class names without use", where, text)
+    else:
+        return read_image_channel(image_folder, annotations, Rules(None), findings, progress)
+    return Dataset()
 
 
 def write(samples: list[Sample], path: Path, progress: Progress = silent) -> None:
@@ -54,6 +72,22 @@ def write(samples: list[Sample], path: Path, progress: Progress = silent) -> Non
             advance(1)
     for part, whole in zip(unfinished, (path, index_path), strict=True):
         os.replace(part, whole)
+
+
+def class_names(text: str) -> list[str]:
+    """Names in the order of their ids from a file with one a line, as `pack` leaves it.
+
+    Raises
+    ------
+    UserError
+        When a line is empty or a name stands there twice.
+    """
+    names = [line.strip() for line in text.rstrip().splitlines()]
+    for number, name in enumerate(names):
+        if not name or name in names[:number]:
+            what = f'"{name}" again' if name else "empty"
+            raise UserError(f"class names, line {number + 1}: it is {what}; each line must have a name of its own.")
+    return names
 
 
 def _payload(numbered: tuple[int, Sample]) -> bytes:

@@ -21,11 +21,15 @@ def read_record_channel(folder: Folder, rules: Rules, findings: Findings, progre
             "one .rec file a channel",
             f"channel {folder.name}",
             f"{folder.location} must hold one .rec file; it holds {len(files) or 'none'}"
-            + (f" ({found}); pack them into one." if files else "; check the channel's S3 prefix or path."),
+            + (f" ({found}); pack them into one." if files else "; check the path or S3 prefix."),
         )
         return Dataset()
     name = f"{folder.name}/{files[0].name}"
-    dataset = Dataset()
+    dataset = Dataset(class_names=_class_names(folder, files[0]))
+    pictures = folder.with_extension(*images.EXTENSIONS)
+    if pictures:
+        text = f"it also holds {len(pictures)} images ({pictures[0].name}, ...), which are not read: {name} is."
+        findings.warn("files without use", f"channel {folder.name}", text)
     bad: list[tuple[str, str]] = []
     widest = most = 0
     with progress(f"channel {folder.name}", files[0].size) as advance, files[0].open() as file:
@@ -57,6 +61,15 @@ def read_record_channel(folder: Folder, rules: Rules, findings: Findings, progre
     settle_unreadable(bad, rules, findings)
     check_label_width(widest, most, folder.name, rules, findings)
     return dataset
+
+
+def _class_names(folder: Folder, records: File) -> dict[int, str]:
+    """Class names from the file that `ssd-algo pack` leaves beside the records, if it is there."""
+    wanted = records.name[: -len(".rec")] + ".classes.txt"
+    for file in folder.files:
+        if file.name == wanted:
+            return dict(enumerate(file.read().decode("utf-8", "replace").splitlines()))
+    return {}
 
 
 def _sample(

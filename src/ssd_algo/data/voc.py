@@ -15,6 +15,7 @@ from ssd_algo.data.labels import (
     check_objects,
     check_size,
     header_of,
+    not_among,
     settle_unreadable,
     warn_of_unused,
 )
@@ -148,9 +149,7 @@ def _sample(
         check_size(read.size, name, header, read.where, findings)
     unknown = sorted(set(read.classes) - set(known))
     if unknown:
-        findings.refuse(
-            "unknown class", read.where, f'it has the class "{unknown[0]}", which is not among the classes given.'
-        )
+        findings.refuse("unknown class", read.where, f'it has the class "{unknown[0]}", {not_among(known)}')
         return None
     corners = np.asarray(read.corners, dtype=np.float64).reshape(-1, 4) - (1, 1, 0, 0)
     label = Label(

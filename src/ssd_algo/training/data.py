@@ -22,7 +22,9 @@ _IMAGE_TYPES = ("image/jpeg", "image/png", "application/x-image")
 _ANNOTATION_TYPES = (*_IMAGE_TYPES, "application/json")
 
 _READ = ("train", "validation")
-_KNOWN = ("train", "validation", "train_annotation", "validation_annotation", "model", "test", "test_annotation")
+_LABELLED = ("train", "validation", "train_annotation", "validation_annotation")
+_WITHOUT_USE = ("test", "test_annotation")
+CHANNELS = (*_LABELLED, "model", *_WITHOUT_USE)
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,14 @@ def rules(hyperparameters: Hyperparameters) -> Rules:
 
 
 def check(
-    channels: dict[str, Channel], rules: Rules, image_shape: int, progress: Progress = silent
+    channels: dict[str, Channel], rules: Rules, image_shape: int, progress: Progress = silent, thorough: bool = False
 ) -> tuple[TrainingData, Findings, dict[str, Any]]:
-    """Read the channels of a job; returns them, what was found, and the report of `data_check.json`."""
+    """Read the channels of a job; returns them, what was found, and the report of `data_check.json`.
+
+    A fault of a channel as such ends it before any file is opened; unless it is `thorough` and reads the others.
+    """
     findings = Findings()
-    data = read(channels, rules, findings, progress)
+    data = read(channels, rules, findings, progress, thorough)
     duplicates = check_duplicates(data.train, data.validation, findings)
     described = {}
     for name in _READ:
@@ -70,24 +75,25 @@ def check(
     return data, findings, report(described, duplicates, findings)
 
 
-def read(channels: dict[str, Channel], rules: Rules, findings: Findings, progress: Progress = silent) -> TrainingData:
-    """Read the channels of a job; what breaks a rule is reported. With faulty channels, no file is opened."""
+def read(
+    channels: dict[str, Channel], rules: Rules, findings: Findings, progress: Progress = silent, thorough: bool = False
+) -> TrainingData:
+    """Read the channels of a job, see `check`; what breaks a rule is reported."""
     _check_names(channels, findings)
-    folders = {name: _list(channels[name], findings) for name in channels if name in _KNOWN[:4]}
-    for name in _READ:
-        if name in channels:
-            _check_format(channels, folders, name, findings)
-    if findings.faults:
+    folders = {name: _list(channels[name], findings) for name in channels if name in _LABELLED}
+    sound = [name for name in _READ if name in channels and _check_format(channels, folders, name, findings)]
+    if findings.faults and not thorough:
         return TrainingData()
-    train, validation = (_read(channels, folders, name, rules, findings, progress) for name in _READ)
+    read = {name: _read(channels, folders, name, rules, findings, progress) for name in sound}
+    train, validation = (read.get(name, Dataset()) for name in _READ)
     names = dict(train.class_names)
     for identity, name in validation.class_names.items():
         if names.setdefault(identity, name) != name:
             findings.refuse(
                 "conflicting categories",
-                "channel validation_annotation",
-                f'"categories" calls class {identity} "{name}", but channel train_annotation calls it '
-                f'"{names[identity]}"; use one name.',
+                "channel validation",
+                f'class {identity} is "{name}", but in channel train it is "{names[identity]}"; use one name, and the '
+                "same order of classes.",
             )
     model = Path(channels["model"].location) if "model" in channels else None
     return TrainingData(train, validation, names, model)
@@ -102,15 +108,15 @@ def _check_names(channels: dict[str, Channel], findings: Findings) -> None:
                 f"it is missing (channels: {', '.join(sorted(channels)) or 'none'}); training needs train and "
                 "validation, and for images with JSON annotations also train_annotation and validation_annotation.",
             )
-    for name in sorted(set(channels) - set(_KNOWN)):
-        near = difflib.get_close_matches(name, _KNOWN, n=1)
+    for name in sorted(set(channels) - set(CHANNELS)):
+        near = difflib.get_close_matches(name, CHANNELS, n=1)
         findings.refuse(
             "unknown channel",
             f"channel {name}",
             f"there is no channel of this name{f' (did you mean {near[0]}?)' if near else ''}; the channels are "
-            f"{', '.join(_KNOWN[:5])}.",
+            f"{', '.join((*_LABELLED, 'model'))}.",
         )
-    for name in ("test", "test_annotation"):
+    for name in _WITHOUT_USE:
         if name in channels:
             findings.warn("channel without use", f"channel {name}", "it is not read: there is no test after training.")
 
@@ -148,7 +154,7 @@ def _list(channel: Channel, findings: Findings) -> Folder | None:
         findings.refuse(
             "channel without files",
             f"channel {channel.name}",
-            f"{channel.location} holds no file; check the channel's S3 prefix or path.",
+            f"{channel.location} holds no file; check the path or S3 prefix.",
         )
         return None
     return folder
@@ -156,10 +162,10 @@ def _list(channel: Channel, findings: Findings) -> Folder | None:
 
 def _check_format(
     channels: dict[str, Channel], folders: dict[str, Folder | None], name: str, findings: Findings
-) -> None:
-    """Whether content type, annotation channel and files of a channel agree."""
+) -> bool:
+    """Whether content type, annotation channel and files of a channel agree, and all that it needs is there."""
     content_type, annotation = channels[name].content_type, f"{name}_annotation"
-    folder = folders[name]
+    folder, before = folders[name], len(findings.faults)
     if annotation in channels and content_type == _RECORD_TYPE:
         findings.refuse(
             "channels that contradict each other",
@@ -190,6 +196,7 @@ def _check_format(
                 + (f", but its content type is {content_type}" if content_type else "")
                 + f"; give their JSON annotations in a channel {annotation}, with a content type of images.",
             )
+    return len(findings.faults) == before and all(folders.get(each, True) for each in (name, annotation))
 
 
 def _read(
