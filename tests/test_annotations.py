@@ -34,6 +34,11 @@ def write_image(path: Path, **options: Any) -> None:
     Image.new("RGB", (40, 20), (9, 99, 199)).save(path, **options)
 
 
+def write_image_folder(base: Path) -> Path:
+    (base / "train").mkdir()
+    return base / "train"
+
+
 def write_annotation(base: Path, name: str, text: str | dict[str, Any]) -> None:
     path = base / "train_annotation" / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -159,6 +164,43 @@ def test_depths(tmp_path: Path, depth: int) -> None:
     write_image(tmp_path / "train" / "a.jpg")
     write_annotation(tmp_path, "a.json", document(image_size=[{"width": 40, "height": 20, "depth": depth}]))
     assert warnings(tmp_path) == []
+
+
+@pytest.mark.parametrize("depth", [2, None, "3"])
+def test_odd_depths_are_said(tmp_path: Path, depth: Any) -> None:
+    write_image(tmp_path / "train" / "a.jpg")
+    write_annotation(tmp_path, "a.json", document(image_size=[{"width": 40, "height": 20, "depth": depth}]))
+    assert warnings(tmp_path) == [
+        f"train_annotation/a.json: image_size has the depth {json.dumps(depth)}, which no image here has; it is not used."
+    ]
+
+
+def test_a_pixel_over_the_edge_of_a_small_image_is_clipped(tmp_path: Path) -> None:
+    Image.new("RGB", (10, 10)).save(write_image_folder(tmp_path) / "a.png")
+    box = {"class_id": 1, "left": 5, "top": 5, "width": 6, "height": 5}
+    write_annotation(
+        tmp_path, "a.json", document(file="a.png", image_size=[{"width": 10, "height": 10}], annotations=[box])
+    )
+    (sample,) = read(tmp_path).samples
+    assert sample.boxes.tolist() == [[0.5, 0.5, 1, 1]]
+
+
+def test_images_of_one_name_in_two_folders(tmp_path: Path) -> None:
+    """A path below the channel means that image; less than a path the one beside which the annotation would lie."""
+    for name in ("x/1.jpg", "y/1.jpg", "2.jpg", "y/2.jpg"):
+        write_image(tmp_path / "train" / name)
+    for name, file in (("x/1.json", "1.jpg"), ("1.json", "y/1.jpg"), ("2.json", "y/2.jpg")):
+        write_annotation(tmp_path, name, document(file=file))
+    assert [sample.name for sample in read(tmp_path).samples] == ["train/x/1.jpg", "train/y/1.jpg", "train/y/2.jpg"]
+
+
+def test_folders_that_are_links(tmp_path: Path) -> None:
+    write_image(tmp_path / "elsewhere" / "a.jpg")
+    write_annotation(tmp_path, "a.json", document())
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "train")
+    assert [sample.name for sample in read(tmp_path).samples] == ["train/link/a.jpg"]
 
 
 def test_unreadable_images_are_skipped_and_said_where_they_may_be(tmp_path: Path) -> None:

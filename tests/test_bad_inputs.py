@@ -5,6 +5,7 @@ Each case takes a small job that is right, makes one thing wrong and states the 
 
 import io
 import json
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -117,11 +118,11 @@ def without(name: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("hyperparameters", "sentence"),
     [
-        (without("num_classes"), "num_classes is missing and must be an integer of at least 1"),
+        (without("num_classes"), "num_classes is missing and must be an integer from 1 to 10000"),
         (without("num_training_samples"), "num_training_samples is missing and must be an integer of at least 1"),
-        (changed(num_classes=""), 'num_classes is "" and must be an integer of at least 1'),
-        (changed(num_classes="two"), 'num_classes is "two" and must be an integer of at least 1'),
-        (changed(num_classes="0"), 'num_classes is "0" and must be an integer of at least 1'),
+        (changed(num_classes=""), 'num_classes is "" and must be an integer from 1 to 10000'),
+        (changed(num_classes="two"), 'num_classes is "two" and must be an integer from 1 to 10000'),
+        (changed(num_classes="0"), 'num_classes is "0" and must be an integer from 1 to 10000'),
         (changed(num_training_samples="-3"), 'num_training_samples is "-3" and must be an integer of at least 1'),
         (
             changed(base_network="vgg16"),
@@ -129,10 +130,10 @@ def without(name: str) -> dict[str, str]:
         ),
         (
             changed(use_pretrained_model="2"),
-            'use_pretrained_model is "2" and must be an integer of at least 0 and at most 1',
+            'use_pretrained_model is "2" and must be an integer from 0 to 1',
         ),
-        (changed(epochs="0"), 'epochs is "0" and must be an integer of at least 1'),
-        (changed(mini_batch_size="1.5"), 'mini_batch_size is "1.5" and must be an integer of at least 1'),
+        (changed(epochs="0"), 'epochs is "0" and must be an integer from 1 to 1000000'),
+        (changed(mini_batch_size="1.5"), 'mini_batch_size is "1.5" and must be an integer from 1 to 65536'),
         (changed(learning_rate="nan"), 'learning_rate is "nan" and must be a number above 0 and at most 1'),
         (changed(learning_rate="inf"), 'learning_rate is "inf" and must be a number above 0 and at most 1'),
         (changed(learning_rate="0"), 'learning_rate is "0" and must be a number above 0 and at most 1'),
@@ -146,12 +147,12 @@ def without(name: str) -> dict[str, str]:
         ),
         (changed(lr_scheduler_factor="1"), 'lr_scheduler_factor is "1" and must be a number above 0 and below 1'),
         (changed(optimizer="lamb"), 'optimizer is "lamb" and must be one of sgd, adam, rmsprop, adadelta'),
-        (changed(momentum="-0.1"), 'momentum is "-0.1" and must be a number of at least 0 and at most 1'),
+        (changed(momentum="-0.1"), 'momentum is "-0.1" and must be a number from 0 to 1'),
         (changed(weight_decay="1"), 'weight_decay is "1" and must be a number of at least 0 and below 1'),
         (changed(overlap_threshold="0"), 'overlap_threshold is "0" and must be a number above 0 and at most 1'),
         (changed(nms_threshold="1.5"), 'nms_threshold is "1.5" and must be a number above 0 and at most 1'),
-        (changed(nms_topk="0"), 'nms_topk is "0" and must be an integer of at least 1'),
-        (changed(image_shape="127"), 'image_shape is "127" and must be an integer of at least 128'),
+        (changed(nms_topk="0"), 'nms_topk is "0" and must be an integer from 1 to 100000'),
+        (changed(image_shape="127"), 'image_shape is "127" and must be an integer from 128 to 4096'),
         (changed(label_width="0"), 'label_width is "0" and must be an integer of at least 1'),
         (
             changed(freeze_layer_pattern="(conv"),
@@ -160,7 +161,7 @@ def without(name: str) -> dict[str, str]:
         (changed(early_stopping="maybe"), 'early_stopping is "maybe" and must be True or False'),
         (
             changed(early_stopping_tolerance="2"),
-            'early_stopping_tolerance is "2" and must be a number of at least 0 and at most 1',
+            'early_stopping_tolerance is "2" and must be a number from 0 to 1',
         ),
         (changed(kv_store="ring"), 'kv_store is "ring" and must be one of device, dist_sync, dist_async'),
         (changed(seed="-1"), 'seed is "-1" and must be an integer of at least 0'),
@@ -169,8 +170,8 @@ def without(name: str) -> dict[str, str]:
         (changed(dropout="0.5"), "dropout is unknown"),
         (
             without("num_classes") | {"epochs": "x", "zzz": "1"},
-            'num_classes is missing and must be an integer of at least 1; epochs is "x" and must be an integer of at '
-            "least 1; zzz is unknown",
+            'num_classes is missing and must be an integer from 1 to 10000; epochs is "x" and must be an integer from '
+            "1 to 1000000; zzz is unknown",
         ),
         (
             changed(optimizer="x" * 2500),
@@ -201,6 +202,11 @@ def test_hyperparameters(refuse: Callable[..., None], hyperparameters: dict[str,
             "quotes: line 1 column 2 (char 1)).",
         ),
         ("[]", "{base}/input/config/hyperparameters.json holds list, not a JSON object."),
+        (
+            '{"num_classes\\ud800": "2"}',
+            "{base}/input/config/hyperparameters.json is not JSON in UTF-8 ('utf-8' codec can't encode character "
+            "'\\ud800' in position 13: surrogates not allowed).",
+        ),
         (
             '{"num_classes": ["2"]}',
             "{base}/input/config/hyperparameters.json: hyperparameter num_classes is a JSON object or array; give it as "
@@ -285,6 +291,30 @@ IMAGES = {
     name: {"ContentType": "image/jpeg"} for name in ("train", "validation", "train_annotation", "validation_annotation")
 }
 RECORDS = {name: {"ContentType": "application/x-recordio"} for name in ("train", "validation")}
+
+
+def test_names_that_are_no_text(tmp_path: Path, refuse: Callable[..., None]) -> None:
+    """File names may be of any bytes."""
+    data = record_job(tmp_path)
+    os.rename(data / "train" / "train.rec", os.fsencode(data / "train") + b"/caf\xe9.rec")
+    write_records(data / "train" / "caf\udce9.rec", b"short")
+    refuse(
+        "train/caf\\udce9.rec, record 0 at byte 0: it has 5 bytes, fewer than a header's 24; correct the label and pack the "
+        "file again.",
+        HYPERPARAMETERS,
+    )
+
+
+def test_an_output_that_cannot_be_written(tmp_path: Path) -> None:
+    image_job(tmp_path)
+    (tmp_path / "output").write_text("a file where a folder belongs")
+    write_config(tmp_path, "hyperparameters", HYPERPARAMETERS)
+    run = run_train(tmp_path)
+    assert run.code == 2
+    assert run.err.splitlines() == [
+        f"The failure file cannot be written: [Errno 17] File exists: '{tmp_path}/output'",
+        f"ClientError: {tmp_path}/output/failure cannot be read or written (Not a directory); check it and its permissions.",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -410,6 +440,11 @@ RECORDS = {name: {"ContentType": "application/x-recordio"} for name in ("train",
             record_job,
             lambda data: configure(data, train="application/x-recordio", validation={}),  # type: ignore[arg-type]
             "{base}/input/config/inputdataconfig.json: the value of channel train is not a JSON object.",
+        ),
+        (
+            record_job,
+            lambda data: (data / "model").mkdir(),
+            "channel model: {base}/input/data/model holds no file; check the path or S3 prefix.",
         ),
         (
             record_job,

@@ -157,7 +157,7 @@ def test_json_is_what_train_leaves(tmp_path: Path) -> None:
 def test_wrong_hyperparameters_are_refused_first(tmp_path: Path) -> None:
     write_config(tmp_path, "hyperparameters", HYPERPARAMETERS | {"epochs": "0"})
     done = check("--hyperparameters", tmp_path / "input" / "config" / "hyperparameters.json", tmp_path / "train")
-    assert done.stderr == 'ClientError: hyperparameters: epochs is "0" and must be an integer of at least 1.\n'
+    assert done.stderr == 'ClientError: hyperparameters: epochs is "0" and must be an integer from 1 to 1000000.\n'
     assert done.returncode == 2
 
 

@@ -48,6 +48,7 @@ def test_defaults_are_the_built_ins() -> None:
         ("learning_rate", "1", 1.0),
         ("lr_scheduler_step", "33, 67", (33, 67)),
         ("lr_scheduler_step", " ", ()),
+        ("lr_scheduler_step", "33,67,", (33, 67)),
         ("early_stopping", "false", False),
         ("early_stopping", "True", True),
         ("early_stopping", "TRUE", True),
@@ -71,37 +72,40 @@ def test_names_of_the_platform_are_accepted() -> None:
 @pytest.mark.parametrize(
     ("name", "text", "rule"),
     [
-        ("num_classes", "0", "an integer of at least 1"),
-        ("num_classes", "", "an integer of at least 1"),
-        ("mini_batch_size", "1.5", "an integer of at least 1"),
-        ("image_shape", "127", "an integer of at least 128"),
+        ("num_classes", "0", "an integer from 1 to 10000"),
+        ("num_classes", "", "an integer from 1 to 10000"),
+        ("mini_batch_size", "1.5", "an integer from 1 to 65536"),
+        ("image_shape", "127", "an integer from 128 to 4096"),
         ("learning_rate", "0", "a number above 0 and at most 1"),
         ("learning_rate", "nan", "a number above 0 and at most 1"),
         ("learning_rate", "inf", "a number above 0 and at most 1"),
         ("weight_decay", "1", "a number of at least 0 and below 1"),
-        ("momentum", "-0.1", "a number of at least 0 and at most 1"),
-        ("use_pretrained_model", "2", "an integer of at least 0 and at most 1"),
+        ("momentum", "-0.1", "a number from 0 to 1"),
+        ("use_pretrained_model", "2", "an integer from 0 to 1"),
         ("early_stopping", "maybe", "True or False"),
         ("optimizer", "lamb", "one of sgd, adam, rmsprop, adadelta"),
         ("base_network", "vgg16", "one of vgg-16, resnet-18, resnet-34, resnet-50, resnet-101"),
         ("lr_scheduler_step", "3,x", "ascending epochs of at least 1 separated by commas, or empty"),
-        ("lr_scheduler_step", "3,,4", "ascending epochs of at least 1 separated by commas, or empty"),
         ("lr_scheduler_step", "6,3", "ascending epochs of at least 1 separated by commas, or empty"),
         ("lr_scheduler_step", "3,3", "ascending epochs of at least 1 separated by commas, or empty"),
+        ("num_classes", "10001", "an integer from 1 to 10000"),
+        ("mini_batch_size", "1" + "0" * 30, "an integer from 1 to 65536"),
+        ("freeze_layer_pattern", "(" * 5000 + ")" * 5000, "a regular expression, or empty"),
         ("freeze_layer_pattern", "(conv", "a regular expression, or empty"),
     ],
 )
 def test_refusals(name: str, text: str, rule: str) -> None:
     with pytest.raises(UserError) as caught:
         Hyperparameters.parse(LEAST | {name: text})
-    assert str(caught.value) == f'hyperparameters: {name} is "{text}" and must be {rule}.'
+    shown = text if len(text) <= 60 else f"{text[:59]}…"
+    assert str(caught.value) == f'hyperparameters: {name} is "{shown}" and must be {rule}.'
 
 
 def test_all_faults_are_named_at_once() -> None:
     with pytest.raises(UserError) as caught:
         Hyperparameters.parse({"num_classes": "x", "mini_batch_siz": "3", "zzz": "1"})
     assert str(caught.value) == (
-        'hyperparameters: num_classes is "x" and must be an integer of at least 1; num_training_samples is missing and '
+        'hyperparameters: num_classes is "x" and must be an integer from 1 to 10000; num_training_samples is missing and '
         "must be an integer of at least 1; mini_batch_siz is unknown (did you mean mini_batch_size?); zzz is unknown."
     )
 

@@ -86,9 +86,28 @@ def test_to_square_ignores_the_aspect_ratio() -> None:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_what_stands_behind_an_image_does_not_matter(kind: str) -> None:
-    encoded = encode(PICTURE, kind) + bytes(5000)
+    """Telephones put films there."""
+    encoded = encode(PICTURE, kind) + bytes(200_000)
     assert images.read_header(io.BytesIO(encoded), len(encoded)).width == 40
     assert images.decode(encoded).shape == (20, 40, 3)
+
+
+def test_the_end_of_a_small_picture_before_the_pixels_is_not_the_images() -> None:
+    whole = encode(PICTURE, "JPEG", exif=b"Exif\0\0II*\0\x08" + bytes(9) + encode(PICTURE, "JPEG"))
+    assert images.read_header(io.BytesIO(whole), len(whole)).width == 40
+    cut = whole[:-20]
+    with pytest.raises(images.NotAnImage) as caught:
+        images.read_header(io.BytesIO(cut), len(cut))
+    assert str(caught.value) == "the JPEG image is cut off: its end marker is missing"
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "TIFF"])
+def test_orientation_of_other_kinds_is_as_decoded(kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    encoded = encode(PICTURE, kind, exif=exif)
+    header = images.read_header(io.BytesIO(encoded), len(encoded))
+    assert images.decode(encoded).shape == (header.height, header.width, 3)
 
 
 @pytest.mark.parametrize("kind", ["BMP", "WEBP", "TIFF"])

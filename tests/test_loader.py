@@ -115,6 +115,28 @@ def test_an_image_that_cannot_be_decoded_weighs_nothing_where_it_may(
     assert caplog.messages == ["broken.jpg: the 8 bytes are no image that can be decoded; the image is skipped."]
 
 
+def test_without_any_image_left_there_is_no_training(samples: list[Sample], tmp_path: Path) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no image")
+    bad = dataclasses.replace(samples[0], name="broken.jpg", file=list_file(broken))
+    with Loader([bad], 32, 2, workers=1, seed=0, may_skip=1) as loader, pytest.raises(UserError) as caught:
+        list(loader.epoch(0))
+    assert str(caught.value) == (
+        "broken.jpg: the 8 bytes are no image that can be decoded; no image of its channel is left."
+    )
+
+
+def test_skipped_images_leave_the_same_batches_for_any_number_of_workers(samples: list[Sample], tmp_path: Path) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no image")
+    bad = dataclasses.replace(samples[0], name="broken.jpg", file=list_file(broken))
+    outcomes = []
+    for workers in (1, 2):
+        with Loader([bad, *samples[:11]], 32, 2, workers, seed=0, may_skip=1) as loader:
+            outcomes.append([images.tobytes() for epoch in (0, 1) for images, *_ in copies(loader, epoch)])
+    assert outcomes[0] == outcomes[1]
+
+
 def test_an_image_of_another_size_than_said_is_named(samples: list[Sample]) -> None:
     bad = dataclasses.replace(samples[0], name="a.jpg", size=(7, 8))
     with Loader([bad], 32, 1, workers=1, seed=0) as loader, pytest.raises(UserError) as caught:

@@ -237,8 +237,7 @@ def test_coco(tmp_path: Path, photos: Path) -> None:
         ),
         (
             {"a.xml": voc("a.jpg"), "z.xml": voc("a.jpg")},
-            'xml/z.xml: its <filename> is "a.jpg", but {photos} holds a.jpg, which another annotation names too; keep one '
-            "of them.",
+            "xml/z.xml: annotates a.jpg, as another annotation does; keep one of them.",
         ),
         (
             {"a.xml": voc("a.jpg", width=20, height=40)},
@@ -290,7 +289,11 @@ def test_voc_refusals(tmp_path: Path, photos: Path, files: dict[str, str], sente
         ),
         (
             coco(images=[{"id": 3, "file_name": "z.jpg"}]),
-            'c.json, image 0: its file_name is "z.jpg", but {photos} holds no such image; add it, or remove the entry.',
+            'c.json, image 0: its file_name is "z.jpg", but {photos} holds no such image; add it, or remove the annotation.',
+        ),
+        (
+            coco(images=[{"id": 3, "file_name": "a.jpg"}, {"id": 7, "file_name": "x/a.jpg"}]),
+            'c.json: two entries of "images" have the file_name a.jpg; keep one.',
         ),
         (
             coco(annotations=[{"image_id": 5, "category_id": 18, "bbox": [0, 0, 9, 9]}]),
@@ -312,6 +315,18 @@ def test_coco_refusals(tmp_path: Path, photos: Path, text: str, sentence: str) -
     assert done.stderr.splitlines()[-1] == f"ClientError: {sentence.replace('{photos}', str(photos))}"
     assert done.returncode == 2
     assert not (tmp_path / "coco.rec").exists()
+
+
+@pytest.mark.parametrize("kind", ["voc", "coco"])
+def test_an_unreadable_image_is_not_packed(tmp_path: Path, photos: Path, kind: str) -> None:
+    (photos / "a.jpg").write_bytes(b"no image")
+    annotations = write(tmp_path / "labels", {"a.xml": voc("a.jpg"), "b.xml": voc("b.jpg")})
+    if kind == "coco":
+        annotations = tmp_path / "c.json"
+        annotations.write_text(coco())
+    done = pack(photos, annotations, tmp_path / "out.rec")
+    assert done.stderr == "ClientError: photos/a.jpg: the file is no image; replace or remove the image.\n"
+    assert done.returncode == 2
 
 
 def test_several_faults_are_all_listed(tmp_path: Path, photos: Path) -> None:
@@ -343,15 +358,15 @@ def test_classes_of_coco_by_their_names(tmp_path: Path, photos: Path) -> None:
             'xml/a.xml: it has the class "dog", which is not among the classes given (cat, bird); add it there as the last '
             "line, or correct the annotations.",
         ),
-        ("cat\n\ndog\n", "class names, line 2: it is empty; each line must have a name of its own."),
-        ("cat\ndog\ncat\n", 'class names, line 3: it is "cat" again; each line must have a name of its own.'),
+        ("cat\n\ndog\n", "{names}, line 2: it is empty; each line must have a name of its own."),
+        ("cat\ndog\ncat\n", '{names}, line 3: it is "cat" again; each line must have a name of its own.'),
     ],
 )
 def test_class_names_that_do_not_fit(tmp_path: Path, photos: Path, names: str, sentence: str) -> None:
     annotations = write(tmp_path / "xml", {"a.xml": voc("a.jpg", ("dog", 0, (1, 1, 40, 20)))})
     (tmp_path / "names.txt").write_text(names)
     done = pack(photos, annotations, tmp_path / "voc.rec", "--classes", tmp_path / "names.txt")
-    assert done.stderr.splitlines()[-1] == f"ClientError: {sentence}"
+    assert done.stderr.splitlines()[-1] == f"ClientError: {sentence.replace('{names}', str(tmp_path / 'names.txt'))}"
     assert done.returncode == 2
 
 

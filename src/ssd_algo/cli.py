@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from ssd_algo import __version__
+from ssd_algo.contract.log_lines import print_any_text
 from ssd_algo.data.findings import Findings
 from ssd_algo.errors import UserError
 
@@ -32,6 +33,7 @@ class _Group(click.Group):
 @click.version_option(__version__)
 def main() -> None:
     """Train and serve SSD object detectors, as SageMaker's built-in Object Detection algorithm does."""
+    print_any_text()
 
 
 @main.command()
@@ -50,9 +52,9 @@ def demo() -> None:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="The job's hyperparameters.json.",
 )
-@click.option("--num-classes", type=click.IntRange(1), help="Without --hyperparameters: number of classes.")
+@click.option("--num-classes", type=click.IntRange(1, 10_000), help="Without --hyperparameters: number of classes.")
 @click.option(
-    "--image-shape", type=click.IntRange(128), default=300, show_default=True, help="Without --hyperparameters."
+    "--image-shape", type=click.IntRange(128, 4096), default=300, show_default=True, help="Without --hyperparameters."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON, as train writes data_check.json.")
 def check(
@@ -136,7 +138,7 @@ def pack(images: Path, annotations: Path, output: Path, classes: Path | None) ->
         raise UserError(f"{output}: the file must end in .rec, by which training finds it.")
     if not output.parent.is_dir():
         raise UserError(f"{output}: there is no folder {output.parent}; make it first.")
-    names = pack.class_names(classes.read_text(encoding="utf-8")) if classes else []
+    names = pack.read_class_names(classes) if classes else []
     findings = Findings()
     source = list_file(annotations) if annotations.is_file() else list_folder(annotations.name, annotations)
     dataset = pack.read(list_folder(images.name, images), source, names, findings, _progress_bar)

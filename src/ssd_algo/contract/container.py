@@ -149,7 +149,7 @@ class Container:
     def write_failure(self, text: str) -> None:
         """Leave the reason of a failure where the platform looks for it."""
         self.output_directory.mkdir(parents=True, exist_ok=True)
-        self._failure_file.write_text(text, encoding="utf-8")
+        self._failure_file.write_text(text, encoding="utf-8", errors="backslashreplace")
 
     @property
     def _failure_file(self) -> Path:
@@ -177,6 +177,7 @@ def read_hyperparameters(path: Path) -> dict[str, str]:
 def _read_object(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
+        json.dumps(value, ensure_ascii=False).encode()  # fails on halves of surrogate pairs
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON in UTF-8 ({error}).") from error
     if not isinstance(value, dict):

@@ -24,8 +24,8 @@ HIDDEN = {"_tuning_objective_metric": "", "_kvstore": "device", "_num_kv_servers
 
 
 def _parse_steps(value: Any) -> Any:
-    """`"33, 67"` to `(33, 67)`; empty string to `()`."""
-    return tuple(part.strip() for part in value.split(",")) if str(value).strip() else ()
+    """`"33, 67"` to `(33, 67)`; empty string to `()`. As for the built-in, a comma too many does not matter."""
+    return tuple(part.strip() for part in value.split(",") if part.strip())
 
 
 def _ascending(steps: tuple[int, ...]) -> tuple[int, ...]:
@@ -40,7 +40,7 @@ def _parse_pattern(value: Any) -> Any:
         return ""
     try:
         re.compile(value)
-    except re.error as error:
+    except (re.error, RecursionError, OverflowError) as error:
         raise ValueError(str(error)) from error
     return value
 
@@ -72,7 +72,7 @@ class Hyperparameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, regex_engine="python-re")
 
-    num_classes: int = _built_in(..., "Number of classes, background not counted.", ge=1)
+    num_classes: int = _built_in(..., "Number of classes, background not counted.", ge=1, le=10_000)
     num_training_samples: int = _built_in(..., "Number of training images.", ge=1)
     base_network: Literal["vgg-16", "resnet-18", "resnet-34", "resnet-50", "resnet-101"] = _built_in(
         "vgg-16", "The backbone; the built-in knows vgg-16 and resnet-50."
@@ -80,8 +80,8 @@ class Hyperparameters(BaseModel):
     use_pretrained_model: int = _built_in(
         1, "1: the backbone starts from ImageNet weights; 0: from scratch.", ge=0, le=1
     )
-    epochs: int = _built_in(30, "Passes over the training data.", ge=1)
-    mini_batch_size: BatchSize = _built_in(32, "Images a step, on one machine, over all its devices.", ge=1)
+    epochs: int = _built_in(30, "Passes over the training data.", ge=1, le=1_000_000)
+    mini_batch_size: BatchSize = _built_in(32, "Images a step, on one machine, over all its devices.", ge=1, le=65_536)
     learning_rate: Number = _built_in(0.001, "Initial learning rate.", gt=0, le=1)
     lr_scheduler_step: Steps = _built_in((), "Epochs after which the learning rate is reduced, as `33, 67`.")
     lr_scheduler_factor: Number = _built_in(0.1, "Factor of each reduction.", gt=0, lt=1)
@@ -92,9 +92,9 @@ class Hyperparameters(BaseModel):
     nms_threshold: Number = _built_in(
         0.45, "IoU above which the lower-scored of two detections is dropped.", gt=0, le=1
     )
-    nms_topk: int = _built_in(400, "Most detections of an image, before suppression.", ge=1)
+    nms_topk: int = _built_in(400, "Most detections of an image, before suppression.", ge=1, le=100_000)
     image_shape: int = _built_in(
-        300, "Side of the square that images are resized to; the built-in starts at 300.", ge=128
+        300, "Side of the square that images are resized to; the built-in starts at 300.", ge=128, le=4096
     )
     label_width: int = _built_in(350, "Numbers in the widest label; the data decides here.", ge=1)
     freeze_layer_pattern: Pattern = _built_in(
@@ -234,16 +234,17 @@ def _rule(field: FieldInfo) -> str:
     if field.annotation is bool:
         return "True or False"
     kind = "an integer" if field.annotation is int else "a number"
+    bounds = {
+        type(each): getattr(each, type(each).__name__.lower())
+        for each in field.metadata
+        if isinstance(each, annotated_types.Ge | annotated_types.Gt | annotated_types.Le | annotated_types.Lt)
+    }
+    if annotated_types.Ge in bounds and annotated_types.Le in bounds:
+        return f"{kind} from {bounds[annotated_types.Ge]} to {bounds[annotated_types.Le]}"
     words = {
         annotated_types.Ge: "of at least",
         annotated_types.Gt: "above",
         annotated_types.Le: "at most",
         annotated_types.Lt: "below",
     }
-    bounds = [
-        f"{word} {getattr(each, type(each).__name__.lower())}"
-        for each in field.metadata
-        for constraint, word in words.items()
-        if isinstance(each, constraint)
-    ]
-    return " ".join([kind, " and ".join(bounds)]).strip()
+    return f"{kind} {' and '.join(f'{words[bound]} {value}' for bound, value in bounds.items())}"

@@ -1,5 +1,6 @@
 """Every line that the platform or a notebook reads out of the log, made in one place beside its expression."""
 
+import io
 import json
 import logging
 import sys
@@ -26,8 +27,16 @@ METRIC_DEFINITIONS = [
 ]
 
 
+def print_any_text() -> None:
+    """Let standard output and error take texts that are not Unicode: names of files may be of any bytes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def configure_logging() -> None:
     """Log to standard output with the built-in's prefix: `[MM/DD/YYYY HH:MM:SS LEVEL thread]`."""
+    print_any_text()
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(
         logging.Formatter("[%(asctime)s %(levelname)s %(thread)d] %(message)s", datefmt="%m/%d/%Y %H:%M:%S")

@@ -8,7 +8,7 @@ import numpy as np
 
 from ssd_algo.data import images
 from ssd_algo.data.files import File, Folder, ImageIndex, in_threads
-from ssd_algo.data.findings import Findings
+from ssd_algo.data.findings import Findings, printable
 from ssd_algo.data.labels import (
     Dataset,
     Label,
@@ -151,18 +151,13 @@ class _Reader:
                 f'"file" is "{path}", which leads out of channel {self.image_channel}; give the path below it.',
             )
             return ""
-        found = self.index.find(path)
-        if len(found) != 1:
-            near = self.index.near(path)
-            what = f"holds no such image{near}; add it, or remove the annotation."
-            if found:
-                what = f"holds {len(found)} images of that name ({found[0]}, {found[1]}, ...); give the whole path."
-            read.findings.refuse(
-                "annotation without image", read.where, f'"file" is "{path}", but channel {self.image_channel} {what}'
-            )
-            return ""
         own = file.name.rsplit(".", 1)[0]
-        if own in self.index.stems and found[0].rsplit(".", 1)[0] != own:
+        found, wrong = self.index.find(path, own)
+        if not found:
+            text = f'"file" is "{path}", but channel {self.image_channel} {wrong}'
+            read.findings.refuse("annotation without image", read.where, text)
+            return ""
+        if own in self.index.by_stem and found.rsplit("/", 1)[-1].rsplit(".", 1)[0] != own.rsplit("/", 1)[-1]:
             read.findings.refuse(
                 "file that names another image",
                 read.where,
@@ -170,7 +165,7 @@ class _Reader:
                 "annotation is; name that one, or rename the annotation.",
             )
             return ""
-        return found[0]
+        return found
 
 
 def _parse(file: File, read: _Read) -> dict[str, Any] | None:
@@ -224,9 +219,9 @@ def _image_size(document: dict[str, Any], read: _Read) -> tuple[int, int] | None
     entry = entries[0] if entries else None
     if isinstance(entry, dict):
         width, height, depth = entry.get("width"), entry.get("height"), entry.get("depth", 3)
-        if _is_size(width) and _is_size(height) and is_number(depth):
+        if _is_size(width) and _is_size(height):
             if depth not in (1, 3, 4):
-                text = f"image_size has the depth {depth:g}, which no image here has; it is not used."
+                text = f"image_size has the depth {_shown(depth)}, which no image here has; it is not used."
                 read.findings.warn("odd depth", read.where, text)
             return int(width), int(height)
     read.findings.refuse(
@@ -304,11 +299,12 @@ def _read_class_names(document: dict[str, Any], read: _Read) -> None:
         return
     for category in categories:
         identity = category.get("class_id") if isinstance(category, dict) else None
-        if not is_number(identity) or identity != int(identity) or "name" not in category:
+        name = category.get("name") if isinstance(category, dict) else None
+        if not is_number(identity) or identity != int(identity) or not isinstance(name, str | int):
             text = f'an entry of "categories" is {_shown(category)}; it must be {meaning}.'
             read.findings.refuse("property of the wrong type", read.where, text)
             continue
-        _add_class_names(read.class_names, {int(identity): str(category["name"])}, read.where, read.findings)
+        _add_class_names(read.class_names, {int(identity): printable(str(name))}, read.where, read.findings)
 
 
 def _add_class_names(known: dict[int, str], more: dict[int, str], where: str, findings: Findings) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from ssd_algo.data import images
 from ssd_algo.data.files import File, Folder, ImageIndex, in_threads
-from ssd_algo.data.findings import Findings
+from ssd_algo.data.findings import Findings, printable
 from ssd_algo.data.labels import (
     Dataset,
     Label,
@@ -37,7 +37,7 @@ def read_coco(
     if document is None:
         return Dataset()
     categories = sorted(document["categories"], key=lambda category: category["id"])
-    names = [str(category.get("name", category["id"])) for category in categories]
+    names = [printable(str(category.get("name", category["id"]))) for category in categories]
     known = class_names or names
     for name in sorted(set(names) - set(known)):
         findings.refuse("unknown class", file.name, f'it has the category "{name}", {not_among(known)}')
@@ -61,6 +61,9 @@ def read_coco(
             advance(1)
             findings.extend(found)
             bad += unreadable
+            if name and name in annotated:
+                text = f'two entries of "images" have the file_name {name}; keep one.'
+                findings.refuse("image annotated twice", file.name, text)
             annotated.add(name)
             if sample:
                 dataset.samples.append(sample)
@@ -128,20 +131,17 @@ class _Reader:
         findings = Findings()
         bad: list[tuple[str, str]] = []
         where = f"{self._file}, image {number}"
-        found = self._index.find(str(entry.get("file_name", "")))
-        if len(found) != 1:
-            path = str(entry.get("file_name", ""))
-            text = (
-                f'its file_name is "{path}", but {self._folder.location} holds no such image{self._index.near(path)}; '
-            )
-            text += "add it, or remove the entry."
+        path = str(entry.get("file_name", ""))
+        found, wrong = self._index.find(path)
+        if not found:
+            text = f'its file_name is "{path}", but {self._folder.location} {wrong}'
             findings.refuse("annotation without image", where, text)
             return "", None, findings, bad
-        name = f"{self._folder.name}/{found[0]}"
-        file = self._index.by_name[found[0]]
+        name = f"{self._folder.name}/{found}"
+        file = self._index.by_name[found]
         header = header_of(name, file, bad)
         if header is None:
-            return found[0], None, findings, bad
+            return found, None, findings, bad
         width, height = entry.get("width"), entry.get("height")
         if is_number(width) and is_number(height):
             check_size((int(width), int(height)), name, header, where, findings)
@@ -150,7 +150,7 @@ class _Reader:
         sample = Sample(
             name, file, -1, objects.boxes, objects.classes, objects.difficult, label.size, header.fingerprint
         )
-        return found[0], sample, findings, bad
+        return found, sample, findings, bad
 
     def _label(self, objects: list[tuple[int, dict[str, Any]]], size: tuple[int, int], findings: Findings) -> Label:
         names, classes, boxes, crowds = [], [], [], []

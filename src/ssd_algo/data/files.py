@@ -73,16 +73,24 @@ class ImageIndex:
         self._by_last_part = defaultdict(list)
         for file in files:
             self._by_last_part[file.name.rsplit("/", 1)[-1]].append(file.name)
-        self.stems = {file.name.rsplit(".", 1)[0] for file in files}
+        self.by_stem = {file.name.rsplit(".", 1)[0]: file.name for file in files}
 
-    def near(self, path: str) -> str:
-        """A question after the image with another extension or letter case that may be meant; empty without one."""
-        stem = _stem(path.replace("\\", "/"))
-        found = next((name for name in self.by_name if _stem(name) == stem), None)
-        return f" (did you mean {found}?)" if found else ""
+    def find(self, path: str, own: str = "") -> tuple[str, str]:
+        """The name of the image that a path means, or an empty one and what is wrong, as the end of a sentence.
 
-    def find(self, path: str) -> list[str]:
-        """Names of the images that a path may mean: itself, its end, or the images of which it is the end."""
+        The path may be longer or shorter than the image's by leading folders. Of several images that it may mean, it is
+        the one called `own`, without extension, as the annotation is.
+        """
+        found = self._all(path)
+        if self.by_stem.get(own) in found:
+            return self.by_stem[own], ""
+        if len(found) == 1:
+            return found[0], ""
+        if found:
+            return "", f"holds {len(found)} images of that name ({found[0]}, {found[1]}, ...); give the whole path."
+        return "", f"holds no such image{self._near(path)}; add it, or remove the annotation."
+
+    def _all(self, path: str) -> list[str]:
         parts = [part for part in path.replace("\\", "/").split("/") if part not in ("", ".")]
         for start in range(len(parts)):
             candidate = "/".join(parts[start:])
@@ -90,6 +98,12 @@ class ImageIndex:
                 return [candidate]
         nested = "/".join(["", *parts])
         return [name for name in self._by_last_part.get(parts[-1] if parts else "", []) if name.endswith(nested)]
+
+    def _near(self, path: str) -> str:
+        """A question after an image of another extension or letter case; empty without one."""
+        stem = _stem(path.replace("\\", "/"))
+        found = next((name for name in self.by_name if _stem(name) == stem), None)
+        return f" (did you mean {found}?)" if found else ""
 
 
 def _stem(path: str) -> str:
@@ -113,7 +127,10 @@ def list_folder(name: str, location: str | Path) -> Folder:
             raise UserError(f"{location} is a file; give the folder that holds it.")
         if not os.path.isdir(location):
             raise UserError(f"there is no folder {location}; check the path or S3 prefix.")
-        found = _walk(str(location))
+        try:
+            found = _walk(str(location))
+        except OSError as error:
+            raise UserError(f"{error.filename} cannot be read ({error.strerror}); check its permissions.") from error
     visible = [file for file in found if not any(part.startswith(".") for part in file.name.split("/"))]
     return Folder(name, str(location), sorted(visible, key=lambda file: file.name))
 
@@ -128,8 +145,18 @@ def _open(path: str | Path) -> BinaryIO:
 
 
 def _walk(top: str) -> list[File]:
-    found = []
-    for directory, _, names in os.walk(top):
+    """All files below a folder, through symbolic links too, but into no folder twice."""
+    found, seen = [], set()
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for directory, inside, names in os.walk(top, onerror=refuse, followlinks=True):
+        status = os.stat(directory)
+        if (status.st_dev, status.st_ino) in seen:
+            inside.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
         for name in names:
             path = os.path.join(directory, name)
             if os.path.isfile(path):

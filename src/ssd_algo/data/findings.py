@@ -11,6 +11,11 @@ _SHOWN = 10  # warnings of a rule in a log
 _LONGEST = 700  # characters of one sentence; the platform shows 1024 of a failure, which has more to say
 
 
+def printable(text: str) -> str:
+    """A text with control characters, and bytes of file names that are no text, as escapes."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One fault, or one thing to be warned of.
@@ -30,9 +35,7 @@ class Finding:
     text: str
 
     def __str__(self) -> str:
-        sentence = _UNPRINTABLE.sub(
-            lambda found: found[0].encode("unicode_escape").decode(), f"{self.where}: {self.text}"
-        )
+        sentence = printable(f"{self.where}: {self.text}")
         return sentence if len(sentence) <= _LONGEST else sentence[: _LONGEST - 1] + "…"
 
 

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from ssd_algo.errors import UserError
+
 Pixels = NDArray[np.uint8]
 
 EXTENSIONS = (".jpg", ".jpeg", ".png")
@@ -20,7 +22,7 @@ _SIDEWAYS = (5, 6, 7, 8)
 # Formats that OpenCV decodes, by Pillow's name for them; MPO is a JPEG with further pictures behind.
 _KINDS = {"JPEG": "JPEG", "MPO": "JPEG", "PNG": "PNG", "BMP": "BMP", "WEBP": "WebP", "TIFF": "TIFF"}
 _END_MARKERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
-_HEAD, _TAIL, _LONG_TAIL = 4096, 16, 1 << 16  # bytes
+_HEAD, _TAIL = 4096, 16  # bytes
 
 
 class NotAnImage(ValueError):
@@ -82,7 +84,7 @@ def read_header(file: BinaryIO, length: int) -> Header:
     head = file.read(_HEAD)
     file.seek(max(0, length - _TAIL))
     tail = file.read(_TAIL)
-    if not _ends(file, length, kind, tail):
+    if kind in _END_MARKERS and _END_MARKERS[kind] not in tail and not _ends(file, kind):
         raise NotAnImage(f"the {kind} image is cut off: its end marker is missing")
     fingerprint = hashlib.blake2b(head + tail + length.to_bytes(8, "little"), digest_size=16).digest()
     return Header(width, height, fingerprint)
@@ -98,11 +100,14 @@ def _open(file: BinaryIO) -> tuple[int, int, str]:
             # Not image.getexif(), which takes an orientation from XMP too; OpenCV, which decodes, does not.
             exif = Image.Exif()
             exif.load(image.info.get("exif", b""))
-            sideways = exif.get(_EXIF_ORIENTATION) in _SIDEWAYS
+            # Nor of other formats, which OpenCV does not turn.
+            sideways = image.format in ("JPEG", "MPO", "PNG") and exif.get(_EXIF_ORIENTATION) in _SIDEWAYS
     except UnidentifiedImageError as error:
         raise NotAnImage("the file is no image") from error
     except Image.DecompressionBombError as error:
         raise NotAnImage(f"the image is too large ({error})") from error
+    except UserError:  # the file's storage cannot be read
+        raise
     except Exception as error:  # Pillow's parsers fail in many ways on damaged files
         raise NotAnImage(f"the image's header cannot be read ({error})") from error
     kind = _KINDS.get(image.format or "")
@@ -111,13 +116,23 @@ def _open(file: BinaryIO) -> tuple[int, int, str]:
     return (height, width, kind) if sideways else (width, height, kind)
 
 
-def _ends(file: BinaryIO, length: int, kind: str, tail: bytes) -> bool:
-    """Whether a JPEG or PNG has its end marker; some cameras write more behind it."""
-    marker = _END_MARKERS.get(kind)
-    if marker is None or marker in tail:
-        return True
-    file.seek(max(0, length - _LONG_TAIL))
-    return marker in file.read(_LONG_TAIL)
+def _ends(file: BinaryIO, kind: str) -> bool:
+    """Whether the end marker of a JPEG or PNG stands anywhere behind the beginning of its pixels.
+
+    Telephones put films behind a photo, and before its pixels a small picture with an end marker of its own.
+    """
+    file.seek(0)
+    content = file.read()
+    start = _start_of_scan(content) if kind == "JPEG" else 0
+    return content.find(_END_MARKERS[kind], start) >= 0
+
+
+def _start_of_scan(jpeg: bytes) -> int:
+    """Where the first scan begins: behind the segments, each a marker and a length (ITU-T T.81, annex B)."""
+    place = 2
+    while jpeg[place : place + 1] == b"\xff" and jpeg[place + 1 : place + 2] != b"\xda":
+        place += 2 + int.from_bytes(jpeg[place + 2 : place + 4], "big")
+    return place
 
 
 def to_square(image: Pixels, side: int) -> Pixels:

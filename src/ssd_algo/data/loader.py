@@ -81,7 +81,7 @@ class Loader:
         self, samples: Sequence[Sample], side: int, batch_size: int, workers: int, seed: int, may_skip: int = 0
     ) -> None:
         self._samples, self._side, self._batch_size, self._seed = samples, side, batch_size, seed
-        self._skipped = Skipped(may_skip)
+        self._skipped = Skipped(may_skip, len(samples))
         most_boxes = max(1, *(len(sample.classes) for sample in samples))
         self._slots = [_slot(batch_size, side, most_boxes) for _ in range(2 * workers)]
         context = multiprocessing.get_context("fork")
@@ -166,6 +166,8 @@ class Loader:
                 result: Any = self._fill(self._slots[slot], epoch, indices)
             except UserError as error:
                 result = error
+            except OSError as error:
+                result = UserError(f"An image cannot be read ({error}).")
             except Exception as error:
                 result = AlgorithmError(f"Loading images failed: {type(error).__name__}: {error}")
             pipe.send((number, result))
@@ -181,6 +183,7 @@ class Loader:
                 image = images.decode(sample.encoded())
             except NotAnImage as error:
                 bad[place] = error
+                batch.images[place] = 0  # whatever was there before depends on the number of slots
                 continue
             sample.check_size(image.shape[1], image.shape[0])
             scale = np.asarray([image.shape[1], image.shape[0]] * 2, dtype=np.float32)

@@ -74,19 +74,22 @@ def write(samples: list[Sample], path: Path, progress: Progress = silent) -> Non
         os.replace(part, whole)
 
 
-def class_names(text: str) -> list[str]:
-    """Names in the order of their ids from a file with one a line, as `pack` leaves it.
+def read_class_names(path: Path) -> list[str]:
+    """Names in the order of their ids from a file with one a line, as `ssd-algo pack` leaves it.
 
     Raises
     ------
     UserError
-        When a line is empty or a name stands there twice.
+        When it is not UTF-8, a line is empty, or a name stands there twice.
     """
-    names = [line.strip() for line in text.rstrip().splitlines()]
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines()]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 ({error}); save it as UTF-8.") from error
     for number, name in enumerate(names):
         if not name or name in names[:number]:
             what = f'"{name}" again' if name else "empty"
-            raise UserError(f"class names, line {number + 1}: it is {what}; each line must have a name of its own.")
+            raise UserError(f"{path}, line {number + 1}: it is {what}; each line must have a name of its own.")
     return names
 
 

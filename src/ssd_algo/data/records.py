@@ -88,7 +88,7 @@ def _sample(
         record.classes[~padding].astype(np.float64),
         record.boxes[~padding].astype(np.float64),
         record.difficult[~padding],
-        (1, 1),
+        None,
     )
     objects = check_objects(label, rules, findings)
     size, fingerprint = None, b""

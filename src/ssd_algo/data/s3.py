@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, BinaryIO, TypeVar, cast
-from urllib.parse import urlparse
 
 import boto3
 from botocore.config import Config
@@ -29,11 +28,11 @@ def list_files(address: str) -> list[File]:
     UserError
         When the bucket cannot be listed.
     """
-    url = urlparse(address)
-    bucket, prefix = url.netloc, url.path.strip("/")
-    prefix = f"{prefix}/" if prefix else ""
+    bucket, _, prefix = address.removeprefix("s3://").partition("/")
+    prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
     retries = {"mode": "standard", "max_attempts": _ATTEMPTS}
-    client = boto3.client("s3", config=Config(retries=retries, max_pool_connections=THREADS))
+    config = Config(retries=retries, max_pool_connections=THREADS)
+    client = _attempt(lambda: boto3.client("s3", config=config), address)
 
     def listing() -> list[dict[str, Any]]:
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
@@ -93,7 +92,7 @@ def _attempt(call: Callable[[], T], address: str) -> T:
             if attempt == _ATTEMPTS - 1:
                 raise _refusal(address, error) from error
             time.sleep(_PAUSE * 2**attempt)
-        except (ClientError, BotoCoreError) as error:
+        except (ClientError, BotoCoreError, ValueError) as error:
             raise _refusal(address, error) from error
     raise AssertionError
 

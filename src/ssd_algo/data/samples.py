@@ -70,10 +70,10 @@ class Sample:
 
 
 class Skipped:
-    """Images that turned out not to be decodable, up to a number of them."""
+    """Images of a channel that turned out not to be decodable, up to a number of them and never all `count`."""
 
-    def __init__(self, may_skip: int) -> None:
-        self._may_skip = may_skip
+    def __init__(self, may_skip: int, count: int) -> None:
+        self._may_skip, self._count = may_skip, count
         self._names: set[str] = set()
 
     def add(self, name: str, reason: NotAnImage) -> None:
@@ -89,4 +89,6 @@ class Skipped:
         if len(self._names) >= self._may_skip:
             raise UserError(f"{name}: {reason}; replace or remove the image, or allow for it with max_bad_records.")
         self._names.add(name)
+        if len(self._names) == self._count:
+            raise UserError(f"{name}: {reason}; no image of its channel is left.")
         logger.warning("%s: %s; the image is skipped.", name, reason)

@@ -7,7 +7,7 @@ import numpy as np
 
 from ssd_algo.data import images
 from ssd_algo.data.files import File, Folder, ImageIndex, in_threads
-from ssd_algo.data.findings import Findings
+from ssd_algo.data.findings import Findings, printable
 from ssd_algo.data.labels import (
     Dataset,
     Label,
@@ -46,30 +46,19 @@ def read_voc(
     index = ImageIndex(image_folder.with_extension(*images.EXTENSIONS))
     parsed = list(in_threads(lambda file: _parse(file, annotation_folder.name), files))
     known = class_names or sorted({name for each in parsed for name in each.classes})
-    dataset = Dataset(class_names=dict(enumerate(known)))
+    reader = _Reader(image_folder, index, known)
+    dataset = Dataset(class_names={number: printable(name) for number, name in enumerate(known)})
     annotated: set[str] = set()
     bad: list[tuple[str, str]] = []
     with progress(f"images of {image_folder.name}", len(parsed)) as advance:
-        for each in parsed:
+        for each, sample in zip(parsed, in_threads(reader.read, parsed), strict=True):
             advance(1)
             findings.extend(each.findings)
-            if each.findings.faults:
-                continue
-            name = _image_of(each, index)
-            if name is None or name in annotated:
-                findings.refuse(
-                    "annotation without image",
-                    each.where,
-                    f'its <filename> is "{each.image}", but {image_folder.location} holds '
-                    + (
-                        "no such image; add it, or remove the annotation."
-                        if name is None
-                        else f"{name}, which another annotation names too; keep one of them."
-                    ),
-                )
-                continue
-            annotated.add(name)
-            sample = _sample(each, f"{image_folder.name}/{name}", index.by_name[name], known, findings, bad)
+            bad += each.bad
+            if each.name and each.name in annotated:
+                text = f"annotates {each.name}, as another annotation does; keep one of them."
+                findings.refuse("image annotated twice", each.where, text)
+            annotated.add(each.name)
             if sample:
                 dataset.samples.append(sample)
     dataset.samples.sort(key=lambda sample: sample.name)
@@ -80,7 +69,7 @@ def read_voc(
 
 @dataclass
 class _Annotation:
-    """What an XML file holds: corners as written there, one row an object."""
+    """What an XML file holds: corners as written there, one row an object; `name` is that of its image."""
 
     where: str
     image: str = ""
@@ -89,6 +78,8 @@ class _Annotation:
     corners: list[list[float]] = field(default_factory=list)
     difficult: list[bool] = field(default_factory=list)
     findings: Findings = field(default_factory=Findings)
+    name: str = ""
+    bad: list[tuple[str, str]] = field(default_factory=list)
 
 
 def _parse(file: File, channel: str) -> _Annotation:
@@ -132,32 +123,48 @@ def _number(text: str | None) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def _image_of(read: _Annotation, index: ImageIndex) -> str | None:
-    """The image's name: by <filename>, which many tools write carelessly, else the one called as the annotation is."""
-    stem = read.where.split("/", 1)[1].rsplit(".", 1)[0]
-    candidates = index.find(read.image) or [name for name in index.by_name if name.rsplit(".", 1)[0] == stem]
-    return candidates[0] if len(candidates) == 1 else None
+@dataclass(frozen=True)
+class _Reader:
+    """Looks at the image of one annotation at a time; shared by threads, so nothing in it changes."""
 
+    folder: Folder
+    index: ImageIndex
+    known: list[str]
 
-def _sample(
-    read: _Annotation, name: str, file: File, known: list[str], findings: Findings, bad: list[tuple[str, str]]
-) -> Sample | None:
-    header = header_of(name, file, bad)
-    if header is None:
-        return None
-    if read.size:
-        check_size(read.size, name, header, read.where, findings)
-    unknown = sorted(set(read.classes) - set(known))
-    if unknown:
-        findings.refuse("unknown class", read.where, f'it has the class "{unknown[0]}", {not_among(known)}')
-        return None
-    corners = np.asarray(read.corners, dtype=np.float64).reshape(-1, 4) - (1, 1, 0, 0)
-    label = Label(
-        names=[f"{read.where}, object {number}" for number in range(len(corners))],
-        classes=np.asarray([known.index(each) for each in read.classes], dtype=np.float64),
-        corners=corners,
-        difficult=np.asarray(read.difficult, dtype=bool),
-        size=(header.width, header.height),
-    )
-    objects = check_objects(label, Rules(None), findings)
-    return Sample(name, file, -1, objects.boxes, objects.classes, objects.difficult, label.size, header.fingerprint)
+    def read(self, read: _Annotation) -> Sample | None:
+        """The sample; without one, the annotation's findings or `bad` say why."""
+        if read.findings.faults:
+            return None
+        read.name = self._image_of(read)
+        if not read.name:
+            return None
+        name, file = f"{self.folder.name}/{read.name}", self.index.by_name[read.name]
+        header = header_of(name, file, read.bad)
+        if header is None:
+            return None
+        if read.size:
+            check_size(read.size, name, header, read.where, read.findings)
+        unknown = sorted(set(read.classes) - set(self.known))
+        if unknown:
+            text = f'it has the class "{unknown[0]}", {not_among(self.known)}'
+            read.findings.refuse("unknown class", read.where, text)
+            return None
+        corners = np.asarray(read.corners, dtype=np.float64).reshape(-1, 4) - (1, 1, 0, 0)
+        label = Label(
+            names=[f"{read.where}, object {number}" for number in range(len(corners))],
+            classes=np.asarray([self.known.index(each) for each in read.classes], dtype=np.float64),
+            corners=corners,
+            difficult=np.asarray(read.difficult, dtype=bool),
+            size=(header.width, header.height),
+        )
+        objects = check_objects(label, Rules(None), read.findings)
+        return Sample(name, file, -1, objects.boxes, objects.classes, objects.difficult, label.size, header.fingerprint)
+
+    def _image_of(self, read: _Annotation) -> str:
+        """The image's name: by <filename>, which many tools write carelessly, else the one called as the annotation."""
+        own = read.where.split("/", 1)[1].rsplit(".", 1)[0]
+        found, wrong = self.index.find(read.image, own)
+        if not found and own not in self.index.by_stem:
+            text = f'its <filename> is "{read.image}", but {self.folder.location} {wrong}'
+            read.findings.refuse("annotation without image", read.where, text)
+        return found or self.index.by_stem.get(own, "")

@@ -80,7 +80,7 @@ def read(
 ) -> TrainingData:
     """Read the channels of a job, see `check`; what breaks a rule is reported."""
     _check_names(channels, findings)
-    folders = {name: _list(channels[name], findings) for name in channels if name in _LABELLED}
+    folders = {name: _list(channels[name], findings) for name in channels if name in (*_LABELLED, "model")}
     sound = [name for name in _READ if name in channels and _check_format(channels, folders, name, findings)]
     if findings.faults and not thorough:
         return TrainingData()
@@ -124,7 +124,7 @@ def _check_names(channels: dict[str, Channel], findings: Findings) -> None:
 def _list(channel: Channel, findings: Findings) -> Folder | None:
     """The channel's files, unless they cannot be had or nothing may be read from them."""
     allowed = _ANNOTATION_TYPES if channel.name.endswith("_annotation") else (_RECORD_TYPE, *_IMAGE_TYPES)
-    if channel.content_type not in ("", *allowed):
+    if channel.name != "model" and channel.content_type not in ("", *allowed):
         findings.refuse(
             "content type",
             f"channel {channel.name}",

@@ -131,6 +131,10 @@ def classify(error: Exception) -> SsdAlgoError:
     lines = [line for line in text.splitlines() if line.strip()]  # the last says it: MXNet puts a traceback before
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(f"The disk is full: {text}. Use an instance with a larger volume.")
+    if isinstance(error, OSError) and error.filename is not None and error.errno != errno.ENOMEM:
+        return UserError(
+            f"{error.filename} cannot be read or written ({error.strerror}); check it and its permissions."
+        )
     if "no kernel image is available" in text:
         return UserError(
             "The GPU is of a kind that MXNet's CUDA build has no code for; use an instance with a V100, T4, A100, "

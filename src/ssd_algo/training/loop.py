@@ -64,14 +64,15 @@ def train(job: Job, loader: Loader) -> None:
     predictor = Predictor(trainer.engine(), network.anchors, hp.image_shape, hp.nms_threshold, hp.nms_topk)
     symbol = deploy_symbol(network, hp.num_classes, hp.nms_threshold, hp.nms_topk)
     share = -(-hp.mini_batch_size // len(devices))  # validation runs on one device, with what it holds in training
-    skipped = Skipped(hp.max_bad_records - job.data.validation.skipped)
+    validation = job.data.validation
+    skipped = Skipped(hp.max_bad_records - validation.skipped, len(validation.samples))
     scores: list[float] = []
     ready = time.time()
     _print_metrics(job, job.started, {"Total Records Seen": 0}, Meta="init_train_data_iter")
     for epoch in range(hp.epochs):
         begun = time.time()
         result = trainer.train_epoch(epoch, loader.epoch(epoch))
-        score = evaluate(predictor, job.data.validation.samples, share, hp.overlap_threshold, skipped)
+        score = evaluate(predictor, validation.samples, share, hp.overlap_threshold, skipped)
         _log_epoch(job, epoch, result, score)
         if not scores or score.mean > max(scores):
             values = finite(trainer.values(), epoch, hp)
