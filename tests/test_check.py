@@ -295,6 +295,22 @@ def test_unreadable_images_up_to_max_bad_records(tmp_path: Path) -> None:
     )
 
 
+def test_validation_images_count_by_themselves(tmp_path: Path) -> None:
+    """One unreadable by its header and one by its pixels are two."""
+    data = tmp_path / "input" / "data"
+    demo.write_channels(data, 8, 4, np.random.default_rng(0))
+    header, body = sorted((data / "validation").iterdir())[:2]
+    header.write_bytes(b"no image")
+    whole = body.read_bytes()
+    body.write_bytes(whole[: whole.index(b"\xff\xda")] + b"\xff\xd9")
+    run = train(tmp_path, SMALL | {"max_bad_records": "1", "mini_batch_size": "4"})
+    assert run.code == 2
+    assert run.failure == (
+        f"ClientError: validation/validation-0001.jpg: the {body.stat().st_size} bytes are no image that can be decoded; "
+        "replace or remove the image, or allow for it with max_bad_records."
+    )
+
+
 def test_a_sixth_value_and_more_extras_are_fine(tmp_path: Path) -> None:
     data = record_job(tmp_path)
     image = GOOD_RECORD[24 + 4 * 7 :]
