@@ -1,12 +1,22 @@
 # One file, two variants:
 #   docker build .                                                      GPU: mxnet-cu112 and its CUDA libraries
 #   docker build --build-arg PROCESSOR=cpu --build-arg PRETRAINED=0 .   CPU: mxnet
-FROM python:3.11-slim-bookworm
-
 # gpu or cpu: which lock file of docker/ is installed.
 ARG PROCESSOR=gpu
-# 1: ImageNet weights belong into the image, which cannot hold any yet.
-ARG PRETRAINED=0
+
+# What MXNet's CUDA build needs on a machine without a driver (contract/gpus.py); the compiler stays in this stage.
+FROM python:3.11-slim-bookworm AS driver-gpu
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev
+COPY docker/libcuda_stub.c /tmp/
+RUN mkdir /driver && gcc -shared -fPIC -Wl,-soname,libcuda.so.1 -o /driver/libcuda-stub.so /tmp/libcuda_stub.c
+
+FROM python:3.11-slim-bookworm AS driver-cpu
+RUN mkdir /driver
+
+FROM driver-${PROCESSOR} AS driver
+
+FROM python:3.11-slim-bookworm
+ARG PROCESSOR
 
 RUN apt-get update \
  && apt-get install -y --no-install-recommends libgl1 libglib2.0-0 libgomp1 libquadmath0 \
@@ -14,13 +24,23 @@ RUN apt-get update \
 
 COPY docker/requirements-${PROCESSOR}.txt /tmp/requirements.txt
 RUN pip install --no-cache-dir --no-compile --require-hashes -r /tmp/requirements.txt && rm /tmp/requirements.txt
+# The CUDA libraries are Python packages; the loader's cache finds them there.
+RUN find /usr/local/lib/python3.11/site-packages -path "*/nvidia/*/lib" -type d > /etc/ld.so.conf.d/nvidia-packages.conf && ldconfig
 
-RUN test "$PRETRAINED" = 0 || { echo "PRETRAINED=$PRETRAINED: this version has no ImageNet weights; build with PRETRAINED=0." >&2; exit 1; }
-
+COPY --from=driver /driver/ /opt/ssd-algo/
 COPY pyproject.toml README.md /tmp/ssd-algo/
 COPY scripts /tmp/ssd-algo/scripts
 COPY src /tmp/ssd-algo/src
 RUN pip install --no-cache-dir --no-compile --no-deps --no-build-isolation /tmp/ssd-algo && rm -r /tmp/ssd-algo
+
+# 1: ImageNet weights of all backbones, from GluonCV's model zoo, whose checksums are verified. 0: none.
+ARG PRETRAINED=1
+RUN if [ "$PRETRAINED" = 1 ]; then ssd-algo fetch-weights /opt/ssd-algo/pretrained; fi
+
+# Where platforms mount the driver beside the places that the loader knows, and what they look at to give GPUs at all.
+ENV LD_LIBRARY_PATH=/usr/local/nvidia/lib:/usr/local/nvidia/lib64 \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
 
 # Nothing is written beside the code, and log lines leave at once.
 ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1

@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 PROCESSOR ?= gpu
-PRETRAINED ?= 0
+PRETRAINED ?= 1
 IMAGE ?= ssd-algo:$(PROCESSOR)
 COMPILE := $(BIN)/uv pip compile -q --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	--no-emit-index-url --no-emit-find-links
@@ -43,8 +43,9 @@ image:
 	docker build --network host --build-arg PROCESSOR=$(PROCESSOR) --build-arg PRETRAINED=$(PRETRAINED) -t $(IMAGE) .
 
 test-image: install
-	$(MAKE) image PROCESSOR=cpu PRETRAINED=0 IMAGE=ssd-algo:cpu
-	SSD_ALGO_IMAGE=ssd-algo:cpu $(BIN)/pytest tests/image
+	$(MAKE) image PROCESSOR=cpu PRETRAINED=0 IMAGE=ssd-algo:cpu-test
+	$(MAKE) image PROCESSOR=gpu PRETRAINED=0 IMAGE=ssd-algo:gpu-test
+	SSD_ALGO_IMAGES="ssd-algo:cpu-test ssd-algo:gpu-test" $(BIN)/pytest tests/image
 
 lock: install
 	$(COMPILE) --extra cpu --extra dev -o requirements-dev.txt pyproject.toml

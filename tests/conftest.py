@@ -2,6 +2,7 @@
 
 import json
 import os
+import struct
 import subprocess
 import sys
 import warnings
@@ -95,6 +96,55 @@ def read_images(data: Path, channel: str, num_classes: int = 3) -> Dataset:
     dataset = read_image_channel(folders[0], folders[1], Rules(num_classes), findings)
     assert not findings.faults, findings.faults
     return dataset
+
+
+def gpu_machine(folder: Path, name: str, capability: tuple[int, int], gpus: int = 1) -> dict[str, str]:
+    """Environment of a machine with GPUs of this name: a driver, and MXNet's CUDA build, which must not be imported."""
+    write_driver(folder / "driver" / "libcuda.so.1", name, capability, gpus)
+    installed = folder / "packages" / "mxnet_cu112-1.9.1.dist-info"
+    installed.mkdir(parents=True)
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: mxnet-cu112\nVersion: 1.9.1\n")
+    (folder / "packages" / "mxnet.py").write_text("raise RuntimeError('mxnet is imported')")
+    return {"PYTHONPATH": str(folder / "packages"), "LD_LIBRARY_PATH": str(folder / "driver")}
+
+
+def write_driver(path: Path, name: str, capability: tuple[int, int], gpus: int) -> None:
+    """A shared library for x86-64 that answers as the CUDA driver does, written without a compiler."""
+    zero = b"\x31\xc0\xc3"  # xor eax, eax; ret
+    number = struct.Struct("<I").pack
+    text = name.encode() + b"\0"
+    code = {
+        b"cuInit": zero,
+        b"cuDeviceGetCount": b"\xc7\x07" + number(gpus) + zero,  # mov dword [rdi], gpus
+        b"cuDeviceGet": b"\x89\x37" + zero,  # mov [rdi], esi
+        # lea rsi, [rip + 10], behind the code; mov ecx, length; rep movsb
+        b"cuDeviceGetName": b"\x48\x8d\x35" + number(10) + b"\xb9" + number(len(text)) + b"\xf3\xa4" + zero + text,
+        # mov dword [rdi], major; cmp esi, 75; je +6; mov dword [rdi], minor
+        b"cuDeviceGetAttribute": b"\xc7\x07%b\x83\xfe\x4b\x74\x06\xc7\x07%b" % (*map(number, capability),) + zero,
+    }
+    text_at, strings_at, symbols_at, hash_at, dynamic_at, size = 0x100, 0x400, 0x500, 0x600, 0x700, 0x800
+    image = bytearray(size)
+    strings, symbols, place = b"\0", bytes(24), text_at
+    for function, machine in code.items():
+        image[place : place + len(machine)] = machine
+        # Symbol: name, global function, defined, address, size.
+        symbols += struct.pack("<IBBHQQ", len(strings), 0x12, 0, 1, place, len(machine))
+        strings += function + b"\0"
+        place += 128
+    chain = [*range(2, len(code) + 1), 0]  # one bucket, whose symbols are chained from the first to the last
+    hashed = struct.pack(f"<{4 + len(chain)}I", 1, len(code) + 1, 1, 0, *chain)
+    tags = [(4, hash_at), (5, strings_at), (6, symbols_at), (10, len(strings)), (11, 24), (14, len(strings)), (0, 0)]
+    strings += b"libcuda.so.1\0"
+    dynamic = b"".join(struct.pack("<QQ", *tag) for tag in tags)
+    header = b"\x7fELF\x02\x01\x01" + bytes(9)
+    header += struct.pack("<HHIQQQIHHHHHH", 3, 62, 1, 0, 64, 0, 0, 64, 56, 2, 64, 0, 0)
+    header += struct.pack("<IIQQQQQQ", 1, 7, 0, 0, 0, size, size, 0x1000)
+    header += struct.pack("<IIQQQQQQ", 2, 6, dynamic_at, dynamic_at, dynamic_at, len(dynamic), len(dynamic), 8)
+    parts = {0: header, strings_at: strings, symbols_at: symbols, hash_at: hashed, dynamic_at: dynamic}
+    for at, part in parts.items():
+        image[at : at + len(part)] = part
+    path.parent.mkdir(parents=True)
+    path.write_bytes(image)
 
 
 @pytest.fixture(scope="session")

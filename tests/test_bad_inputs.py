@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import SMALL, assert_refused, run_train, write_config
+from conftest import SMALL, assert_refused, gpu_machine, run_train, write_config
 from PIL import Image
 
 from ssd_algo.data import recordio
@@ -224,57 +224,12 @@ def test_the_file_of_hyperparameters(tmp_path: Path, text: str | None, sentence:
 
 def test_fewer_images_a_step_than_gpus(tmp_path: Path, refuse: Callable[..., None]) -> None:
     """GPUs are counted by the driver, here one of the test's own, with 4 of them."""
-    write_driver(tmp_path / "driver" / "libcuda.so.1", gpus=4)
-    sentence = "hyperparameters: mini_batch_size is 3, but this machine has 4 GPUs and each needs at least one image."
     image_job(tmp_path)
-    write_metadata(tmp_path / "gpu" / "mxnet_cu112-1.9.1.dist-info")
     refuse(
-        sentence,
+        "hyperparameters: mini_batch_size is 3, but this machine has 4 GPUs and each needs at least one image.",
         changed(mini_batch_size="3"),
-        PYTHONPATH=str(tmp_path / "gpu"),
-        LD_LIBRARY_PATH=str(tmp_path / "driver"),
+        **gpu_machine(tmp_path / "machine", "Tesla V100-SXM2-16GB", (7, 0), gpus=4),
     )
-
-
-def write_metadata(folder: Path) -> None:
-    """As if MXNet's CUDA build were installed, which the test only looks for."""
-    folder.mkdir(parents=True)
-    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: mxnet-cu112\nVersion: 1.9.1\n")
-    (folder.parent / "mxnet.py").write_text("raise RuntimeError('mxnet is imported')")
-
-
-def write_driver(path: Path, gpus: int) -> None:
-    """A shared library for x86-64 with cuInit, which succeeds, and cuDeviceGetCount, which gives a number."""
-    code = {
-        b"cuInit": b"\x31\xc0\xc3",  # xor eax, eax; ret
-        b"cuDeviceGetCount": b"\xc7\x07" + struct.pack("<I", gpus) + b"\x31\xc0\xc3",  # mov [rdi], gpus; then the same
-    }
-    text_at, strings_at, symbols_at, hash_at, dynamic_at, size = 0x100, 0x200, 0x300, 0x400, 0x500, 0x600
-    image = bytearray(size)
-    strings, symbols, place = b"\0", bytes(24), text_at
-    for name, machine in code.items():
-        image[place : place + len(machine)] = machine
-        # Symbol: name, global function, defined, address, size.
-        symbols += struct.pack("<IBBHQQ", len(strings), 0x12, 0, 1, place, len(machine))
-        strings += name + b"\0"
-        place += 16
-    hashed = struct.pack("<6I", 1, 3, 1, 0, 2, 0)  # one bucket that chains symbol 1 to symbol 2
-    tags = [(4, hash_at), (5, strings_at), (6, symbols_at), (10, len(strings)), (11, 24), (0, 0)]
-    dynamic = b"".join(struct.pack("<QQ", *tag) for tag in tags)
-    header = b"\x7fELF\x02\x01\x01" + bytes(9)
-    header += struct.pack("<HHIQQQIHHHHHH", 3, 62, 1, 0, 64, 0, 0, 64, 56, 2, 64, 0, 0)
-    header += struct.pack("<IIQQQQQQ", 1, 7, 0, 0, 0, size, size, 0x1000)
-    header += struct.pack("<IIQQQQQQ", 2, 6, dynamic_at, dynamic_at, dynamic_at, len(dynamic), len(dynamic), 8)
-    for at, part in (
-        (0, header),
-        (strings_at, strings),
-        (symbols_at, symbols),
-        (hash_at, hashed),
-        (dynamic_at, dynamic),
-    ):
-        image[at : at + len(part)] = part
-    path.parent.mkdir(parents=True)
-    path.write_bytes(image)
 
 
 def remove(path: Path) -> None:
@@ -337,14 +292,14 @@ def test_an_output_that_cannot_be_written(tmp_path: Path) -> None:
             image_job,
             lambda data: (data / "train_annotation").rename(data / "train_anotation"),
             "channel train_anotation: there is no channel of this name (did you mean train_annotation?); the channels are "
-            "train, validation, train_annotation, validation_annotation, model. (1 of other kinds; the log and "
+            "train, validation, train_annotation, validation_annotation, model, pretrained. (1 of other kinds; the log and "
             "data_check.json list all.)",
         ),
         (
             image_job,
             lambda data: (data / "raw").mkdir(),
             "channel raw: there is no channel of this name; the channels are train, validation, train_annotation, "
-            "validation_annotation, model.",
+            "validation_annotation, model, pretrained.",
         ),
         (
             image_job,

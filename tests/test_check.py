@@ -172,7 +172,7 @@ def test_a_folder_of_channels_and_a_channel_that_is_broken(tmp_path: Path) -> No
     assert (
         "1 x unknown channel\n"
         "  channel validation_annotations: there is no channel of this name (did you mean validation_annotation?); the "
-        "channels are train, validation, train_annotation, validation_annotation, model.\n"
+        "channels are train, validation, train_annotation, validation_annotation, model, pretrained.\n"
     ) in done.stdout
 
 

@@ -159,6 +159,18 @@ def pack(images: Path, annotations: Path, output: Path, classes: Path | None) ->
         click.echo(f"  class {identity}: {counts[identity]} objects  {dataset.class_names.get(identity, '')}".rstrip())
 
 
+@main.command(hidden=True)
+@click.argument("folder", type=click.Path(path_type=Path))
+def fetch_weights(folder: Path) -> None:
+    """Put ImageNet weights of all backbones into FOLDER; the image's build does it."""
+    from ssd_algo.contract.gpus import provide_driver
+
+    provide_driver()
+    from ssd_algo.model import pretrained
+
+    pretrained.fetch(folder)
+
+
 @contextmanager
 def _progress_bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar on a terminal's standard error; nothing elsewhere."""

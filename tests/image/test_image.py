@@ -6,15 +6,22 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SMALL
+from conftest import SMALL, write_driver
 
 from ssd_algo import demo
 
-IMAGE = os.environ["SSD_ALGO_IMAGE"]
+CPU, GPU = os.environ["SSD_ALGO_IMAGES"].split()
+
+
+@pytest.fixture(scope="module", params=[CPU, GPU])
+def image(request: pytest.FixtureRequest) -> str:
+    """Either variant; neither finds a GPU."""
+    return str(request.param)
 
 
 def docker(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -32,22 +39,29 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def log(base: Path) -> str:
+def log(base: Path, image: str) -> str:
     """The log of a training in the image: 64 MB of /dev/shm as `docker run` gives, no network, a read-only input."""
     limits = ["--network", "none", "--shm-size", "64m"]
     mounts = ["-v", f"{base}:/opt/ml", "-v", f"{base}/input:/opt/ml/input:ro"]
-    done = docker("run", "--rm", *limits, *mounts, IMAGE, "train")
+    done = docker("run", "--rm", *limits, *mounts, image, "train")
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 @pytest.fixture(scope="module")
-def server(base: Path, log: str) -> Iterator[tuple[str, str]]:
-    """Container name and address of a server over a read-only model, as the platform mounts it."""
+def server(base: Path, log: str, image: str) -> Iterator[tuple[str, str]]:
+    """Container name and address of a server over the model."""
+    with serving(base, image) as started:
+        yield started
+
+
+@contextmanager
+def serving(base: Path, image: str) -> Iterator[tuple[str, str]]:
+    """A server over a read-only model, as the platform mounts it."""
     port = demo.free_port()
     name = f"ssd-algo-test-{port}"
     model = f"{base}/model:/opt/ml/model:ro"
-    started = docker("run", "-d", "--name", name, "-p", f"127.0.0.1:{port}:8080", "-v", model, IMAGE, "serve")
+    started = docker("run", "-d", "--name", name, "-p", f"127.0.0.1:{port}:8080", "-v", model, image, "serve")
     assert started.returncode == 0, started.stderr
     try:
         url = f"http://127.0.0.1:{port}"
@@ -71,23 +85,23 @@ def test_serving(base: Path, server: tuple[str, str]) -> None:
     assert all(len(row) == 6 for row in answer["prediction"])
 
 
-def test_failure(base: Path) -> None:
-    done = docker("run", "--rm", "-v", f"{base}/output:/opt/ml/output", IMAGE, "train")
+def test_failure(base: Path, image: str) -> None:
+    done = docker("run", "--rm", "-v", f"{base}/output:/opt/ml/output", image, "train")
     assert done.returncode == 2
     sentence = "ClientError: /opt/ml/input/config/hyperparameters.json is missing; "
     assert done.stderr.startswith(sentence)
     assert (base / "output" / "failure").read_text().startswith(sentence)
 
 
-def test_other_commands_of_the_image() -> None:
-    done = docker("run", "--rm", IMAGE)
+def test_other_commands_of_the_image(image: str) -> None:
+    done = docker("run", "--rm", image)
     assert done.returncode == 0
     assert "Usage: ssd-algo" in done.stdout
 
 
-def test_label_for_the_port() -> None:
+def test_label_for_the_port(image: str) -> None:
     label = "com.amazonaws.sagemaker.capabilities.accept-bind-to-port"
-    done = docker("inspect", "-f", f'{{{{index .Config.Labels "{label}"}}}}', IMAGE)
+    done = docker("inspect", "-f", f'{{{{index .Config.Labels "{label}"}}}}', image)
     assert done.stdout.strip() == "true"
 
 
@@ -98,9 +112,9 @@ def test_sigterm_reaches_the_server(server: tuple[str, str]) -> None:
     assert docker("inspect", "-f", "{{.State.ExitCode}}", server[0]).stdout.strip() == "0"
 
 
-def test_sigterm_ends_a_training_in_order(base: Path) -> None:
+def test_sigterm_ends_a_training_in_order(base: Path, image: str) -> None:
     name = f"ssd-algo-test-stop-{os.getpid()}"
-    started = docker("run", "-d", "--name", name, "-v", f"{base}:/opt/ml", IMAGE, "train")
+    started = docker("run", "-d", "--name", name, "-v", f"{base}:/opt/ml", image, "train")
     assert started.returncode == 0, started.stderr
     try:
         while "Using [cpu(0)] as training context." not in docker("logs", name).stdout:
@@ -110,3 +124,63 @@ def test_sigterm_ends_a_training_in_order(base: Path) -> None:
         assert "Stopped by SIGTERM; the best model so far is kept." in docker("logs", name).stdout
     finally:
         docker("rm", "-f", name)
+
+
+def test_both_variants_detect_the_same(base: Path, log: str) -> None:
+    """On one artifact, within 1e-4."""
+    photos = sorted((base / "input" / "data" / "validation").iterdir())[:5]
+    answers = []
+    for image in (CPU, GPU):
+        with serving(base, image) as (_, url):
+            answers.append([demo.post_image(url, photo.read_bytes())["prediction"] for photo in photos])
+    for one, other in zip(*answers, strict=True):
+        assert len(one) > 0
+        np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+def test_weights_are_asked_for_in_vain(base: Path, image: str) -> None:
+    """Built with PRETRAINED=0."""
+    config = base / "with-weights"
+    config.mkdir(exist_ok=True)
+    (config / "hyperparameters.json").write_text(json.dumps(SMALL | {"use_pretrained_model": "1"}))
+    mounts = ["-v", f"{base}/input/data:/opt/ml/input/data:ro", "-v", f"{config}:/opt/ml/input/config:ro"]
+    done = docker("run", "--rm", "--network", "none", *mounts, image, "train")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "ClientError: use_pretrained_model is 1, but there are no weights of resnet-18 in this image (/opt/ssd-algo/"
+        "pretrained/resnet-18.params); build the image with PRETRAINED=1, or give a .params or .safetensors file in a "
+        "channel named pretrained, or set use_pretrained_model to 0.\n"
+    )
+
+
+# Where NVIDIA's runtime puts the driver, and where SageMaker does.
+@pytest.mark.parametrize("place", ["/usr/lib/x86_64-linux-gnu", "/usr/local/nvidia/lib64"])
+def test_a_driver_of_the_host_is_not_hidden(base: Path, tmp_path: Path, place: str) -> None:
+    write_driver(tmp_path / "driver" / "libcuda.so.1", "Tesla K80", (3, 7), 1)
+    driver = f"{tmp_path}/driver/libcuda.so.1:{place}/libcuda.so.1:ro"
+    config = f"{base}/input/config:/opt/ml/input/config:ro"
+    done = docker("run", "--rm", "-v", config, "-v", driver, GPU, "train")
+    assert done.returncode == 2
+    assert done.stderr.startswith("ClientError: The GPU Tesla K80 has compute capability 3.7, for which MXNet's CUDA ")
+
+
+def test_what_is_not_in_the_image(image: str) -> None:
+    """No compiler, no cache; nothing below /opt/ml, which the platform mounts."""
+    script = (
+        "! command -v gcc && ! command -v cc && ! ls -d /root/.cache /tmp/* /var/lib/apt/lists/* /opt/ml 2>/dev/null"
+    )
+    done = docker("run", "--rm", image, "sh", "-c", script)
+    assert done.returncode == 0, done.stdout
+    history = docker("history", "--no-trunc", "--format", "{{.CreatedBy}}", image).stdout
+    assert "gcc" not in history
+
+
+def test_size(image: str) -> None:
+    size = int(docker("inspect", "-f", "{{.Size}}", image).stdout)
+    assert size < (6.5e9 if image == GPU else 1.5e9)
+
+
+def test_platforms_give_the_image_their_gpus(image: str) -> None:
+    variables = json.loads(docker("inspect", "-f", "{{json .Config.Env}}", image).stdout)
+    assert "NVIDIA_VISIBLE_DEVICES=all" in variables
+    assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility" in variables

@@ -3,14 +3,13 @@
 Everything else asks this object; nothing else spells `/opt/ml` or, `serving.server` apart, reads the environment.
 """
 
-import ctypes
-import importlib.metadata
 import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ssd_algo.contract import gpus
 from ssd_algo.errors import UserError
 
 FAILURE_LIMIT = 1024  # characters of the failure file that the platform shows
@@ -71,6 +70,11 @@ class Container:
     @property
     def model_directory(self) -> Path:
         return self.base / "model"
+
+    @property
+    def pretrained_directory(self) -> Path:
+        """Where the image has its ImageNet weights; `SSD_ALGO_PRETRAINED` replaces it."""
+        return Path(os.environ.get("SSD_ALGO_PRETRAINED") or "/opt/ssd-algo/pretrained")
 
     @property
     def output_directory(self) -> Path:
@@ -211,25 +215,17 @@ def _cgroup_quota() -> float | None:
         return None
 
 
-def count_gpus() -> int:
-    """GPUs that training will use, asked of the driver: 0 without one, or in an image whose MXNet is built for the CPU.
+def set_up_mxnet(one_shape: bool) -> None:
+    """What MXNet takes from the environment; call before mxnet is imported.
 
-    MXNet would know too, but takes seconds to import.
-    """
-    try:
-        importlib.metadata.version("mxnet-cu112")
-        driver = ctypes.CDLL("libcuda.so.1")
-        count = ctypes.c_int(0)
-        if driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0:
-            return count.value
-    except (importlib.metadata.PackageNotFoundError, OSError, AttributeError):
-        pass
-    return 0
-
-
-def use_all_cpus() -> None:
-    """Let OpenMP use every CPU of the container; call before mxnet is imported.
-
-    Left alone, MXNet takes half of them, as if each were a hyper-thread: on 2 cores that halves the training speed.
+    Left alone it uses half of the CPUs for OpenMP, as if each were a hyper-thread: on 2 cores that halves the training
+    speed. cuDNN tries its algorithms for each new shape of a batch, which pays where there is but `one_shape`.
     """
     os.environ.setdefault("OMP_NUM_THREADS", str(available_cpus()))
+    os.environ.setdefault("MXNET_CUDNN_AUTOTUNE_DEFAULT", "1" if one_shape else "0")
+    gpus.provide_driver()
+
+
+def hide_gpus() -> None:
+    """Let MXNet see no GPU; call before mxnet is imported."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""

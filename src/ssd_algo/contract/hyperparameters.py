@@ -78,7 +78,10 @@ class Hyperparameters(BaseModel):
         "vgg-16", "The backbone; the built-in knows vgg-16 and resnet-50."
     )
     use_pretrained_model: int = _built_in(
-        1, "1: the backbone starts from ImageNet weights; 0: from scratch.", ge=0, le=1
+        1,
+        "1: the backbone starts from ImageNet weights, of the image or of a channel `pretrained`; 0: from scratch.",
+        ge=0,
+        le=1,
     )
     epochs: int = _built_in(30, "Passes over the training data.", ge=1, le=1_000_000)
     mini_batch_size: BatchSize = _built_in(32, "Images a step, on one machine, over all its devices.", ge=1, le=65_536)

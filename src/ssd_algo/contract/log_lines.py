@@ -4,9 +4,11 @@ import io
 import json
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
+
+from ssd_algo.contract.gpus import Gpu
 
 # What SageMaker attaches to the built-in image, and users pass as `metric_definitions` with their own.
 METRIC_DEFINITIONS = [
@@ -54,6 +56,20 @@ def provided_configuration(path: str, configuration: dict[str, str]) -> str:
 
 def final_configuration(configuration: dict[str, str]) -> str:
     return f"Final configuration: {configuration}"
+
+
+def number_of_gpus(gpus: Sequence[Gpu]) -> str:
+    if not gpus:
+        return "Number of GPUs being used: 0. Training runs on the CPU, which takes many times as long as on a GPU."
+    return f"Number of GPUs being used: {len(gpus)} ({gpus[0].name})"
+
+
+def start_from_pretrained(flag: int) -> str:
+    return f"Start training from pretrained model {flag}."
+
+
+def loaded_pretrained(arrays: int, base_network: str, path: str) -> str:
+    return f"Loaded pretrained model parameters. ({arrays} arrays of {base_network} from {path})"
 
 
 def train_loss(host: str, epoch: int, batches: int, name: str, value: float) -> str:

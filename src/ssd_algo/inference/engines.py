@@ -11,6 +11,13 @@ if TYPE_CHECKING:
 Predictions = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
+def devices() -> "list[mx.Context]":
+    """What to compute on: all GPUs of the machine, else the CPU. The one place where devices are chosen."""
+    import mxnet as mx
+
+    return [mx.gpu(index) for index in range(mx.context.num_gpus())] or [mx.cpu()]
+
+
 class MXNetEngine:
     """Forward pass in MXNet, on one device.
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ssd_algo.data import images
 from ssd_algo.data.boxes import SCORE_THRESHOLD, Boxes, clip, decode, non_maximum_suppression
-from ssd_algo.inference.engines import MXNetEngine, Predictions
+from ssd_algo.inference.engines import MXNetEngine, Predictions, devices
 from ssd_algo.model import artifact
 
 
@@ -109,11 +109,9 @@ def load(directory: Path) -> Predictor:
         When the artifact is incomplete or damaged.
     """
     description = artifact.describe(directory)
-    import mxnet as mx
-
     parameters = artifact.load_parameters(directory)
     symbol = artifact.load_symbol(directory)
-    engine = MXNetEngine(symbol, mx.gpu() if mx.context.num_gpus() else mx.cpu(), parameters)
+    engine = MXNetEngine(symbol, devices()[0], parameters)
     return Predictor(
         engine, parameters["anchors"][0], description.image_shape, description.nms_threshold, description.nms_topk
     )

@@ -6,6 +6,7 @@ network, not from Gluon's counters.
 
 import json
 import re
+from typing import Any
 
 import mxnet as mx
 from gluoncv.model_zoo import resnetv1b
@@ -50,8 +51,40 @@ def features(base_network: str, data: mx.sym.Symbol) -> dict[str, mx.sym.Symbol]
     return _resnet(base_network, data)
 
 
+def parameter_shapes(base_network: str) -> dict[str, tuple[int, ...]]:
+    """Shapes of a backbone's parameters and of BatchNorm's moving statistics, by the built-in's names."""
+    group = mx.sym.Group(list(features(base_network, mx.sym.var("data")).values()))
+    arguments, _, auxiliaries = group.infer_shape(data=(1, 3, 128, 128))
+    shapes = dict(zip(group.list_arguments(), arguments, strict=True))
+    shapes.update(zip(group.list_auxiliary_states(), auxiliaries, strict=True))
+    del shapes["data"]
+    return shapes
+
+
+def gluon_names(base_network: str) -> tuple[dict[str, str], dict[str, str]]:
+    """For each of the built-in's parameter names GluonCV's: by place in the network, and in older files."""
+    block, rename = (
+        (_vgg_block(), _vgg_name) if base_network == "vgg-16" else (_resnet_block(base_network), _resnet_name)
+    )
+    ours = parameter_shapes(base_network)
+    named = {rename(place): (place, p.name) for place, p in block._collect_params_with_prefix().items()}
+    kept = {name: names for name, names in named.items() if name in ours}
+    return (
+        {name: place for name, (place, _) in kept.items()},
+        {name: older.removeprefix(block.prefix) for name, (_, older) in kept.items()},
+    )
+
+
+def _resnet_block(base_network: str) -> Any:
+    return RESNETS[base_network](pretrained=False)
+
+
+def _vgg_block() -> Any:
+    return VGGAtrousBase(*vgg_spec[16], prefix="vgg_")
+
+
 def _resnet(base_network: str, data: mx.sym.Symbol) -> dict[str, mx.sym.Symbol]:
-    block = RESNETS[base_network](pretrained=False)
+    block = _resnet_block(base_network)
     x = block.maxpool(block.relu(block.bn1(block.conv1(data))))
     x = block.layer1(x)
     additions = len(block.layer1)
@@ -71,7 +104,7 @@ def _resnet_name(place: str) -> str:
 
 def _vgg(data: mx.sym.Symbol) -> dict[str, mx.sym.Symbol]:
     """VGG-16 with fc6 and fc7 as dilated convolutions (Liu et al. 2016, section 3.1)."""
-    block = VGGAtrousBase(*vgg_spec[16], prefix="vgg_")
+    block = _vgg_block()
     halve = {"kernel": (2, 2), "stride": (2, 2), "pool_type": "max", "pooling_convention": "full"}
     x = data
     for index in range(4):

@@ -1,5 +1,6 @@
 """The server's process: settings from the environment, gunicorn, signals; `main()`."""
 
+import logging
 import os
 import sys
 from concurrent.futures import Future
@@ -11,13 +12,15 @@ from flask import Flask
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 
-from ssd_algo.contract import log_lines
-from ssd_algo.contract.container import Container, use_all_cpus
+from ssd_algo.contract import gpus, log_lines
+from ssd_algo.contract.container import Container, hide_gpus, set_up_mxnet
 from ssd_algo.errors import UserError
 from ssd_algo.inference import predictor
 from ssd_algo.model import artifact
 from ssd_algo.serving.app import create_app
 from ssd_algo.serving.batcher import InferenceThread
+
+logger = logging.getLogger(__name__)
 
 _GRACE_SECONDS = 25  # for requests in flight at SIGTERM; the platform kills after 30
 _THREADS = 16
@@ -54,7 +57,11 @@ def main() -> int:
     except UserError as error:
         print(f"{error.prefix}: {error}", file=sys.stderr, flush=True)
         return error.exit_code
-    use_all_cpus()
+    wrong = gpus.without_code(gpus.installed()) if gpus.mxnet_is_built_for_gpus() else None
+    if wrong:
+        logger.warning("%s The CPU is used.", wrong)
+        hide_gpus()
+    set_up_mxnet(one_shape=False)
     _Server(settings).run()
     return 0
 

@@ -24,7 +24,8 @@ _ANNOTATION_TYPES = (*_IMAGE_TYPES, "application/json")
 _READ = ("train", "validation")
 _LABELLED = ("train", "validation", "train_annotation", "validation_annotation")
 _WITHOUT_USE = ("test", "test_annotation")
-CHANNELS = (*_LABELLED, "model", *_WITHOUT_USE)
+_WEIGHTS = ("model", "pretrained")
+CHANNELS = (*_LABELLED, *_WEIGHTS, *_WITHOUT_USE)
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def read(
 ) -> TrainingData:
     """Read the channels of a job, see `check`; what breaks a rule is reported."""
     _check_names(channels, findings)
-    folders = {name: _list(channels[name], findings) for name in channels if name in (*_LABELLED, "model")}
+    folders = {name: _list(channels[name], findings) for name in channels if name in (*_LABELLED, *_WEIGHTS)}
     sound = [name for name in _READ if name in channels and _check_format(channels, folders, name, findings)]
     if findings.faults and not thorough:
         return TrainingData()
@@ -114,7 +115,7 @@ def _check_names(channels: dict[str, Channel], findings: Findings) -> None:
             "unknown channel",
             f"channel {name}",
             f"there is no channel of this name{f' (did you mean {near[0]}?)' if near else ''}; the channels are "
-            f"{', '.join((*_LABELLED, 'model'))}.",
+            f"{', '.join((*_LABELLED, *_WEIGHTS))}.",
         )
     for name in _WITHOUT_USE:
         if name in channels:
@@ -124,7 +125,7 @@ def _check_names(channels: dict[str, Channel], findings: Findings) -> None:
 def _list(channel: Channel, findings: Findings) -> Folder | None:
     """The channel's files, unless they cannot be had or nothing may be read from them."""
     allowed = _ANNOTATION_TYPES if channel.name.endswith("_annotation") else (_RECORD_TYPE, *_IMAGE_TYPES)
-    if channel.name != "model" and channel.content_type not in ("", *allowed):
+    if channel.name not in _WEIGHTS and channel.content_type not in ("", *allowed):
         findings.refuse(
             "content type",
             f"channel {channel.name}",

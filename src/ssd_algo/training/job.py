@@ -6,12 +6,14 @@ import signal
 import sys
 import time
 import traceback
+from pathlib import Path
 
-from ssd_algo.contract import log_lines
-from ssd_algo.contract.container import FAILURE_LIMIT, Channel, Container, available_cpus, count_gpus, use_all_cpus
+from ssd_algo.contract import gpus, log_lines
+from ssd_algo.contract.container import FAILURE_LIMIT, Channel, Container, available_cpus, set_up_mxnet
 from ssd_algo.contract.hyperparameters import Hyperparameters, final_configuration
 from ssd_algo.data.loader import Loader
 from ssd_algo.errors import AlgorithmError, SsdAlgoError, UserError
+from ssd_algo.model import pretrained
 from ssd_algo.training import data
 
 logger = logging.getLogger(__name__)
@@ -44,42 +46,62 @@ def run(container: Container) -> None:
     started = time.time()
     provided = container.hyperparameters()
     logger.info(log_lines.provided_configuration(str(container.hyperparameters_file), provided))
-    hyperparameters = Hyperparameters.parse(provided, count_gpus())
+    found = usable_gpus()
+    hyperparameters = Hyperparameters.parse(provided, len(found))
     configuration = final_configuration(provided, hyperparameters)
     logger.info(log_lines.final_configuration(configuration))
     for warning in hyperparameters.warnings():
         logger.warning(warning)
     host = only_host(container)
     channels = container.channels()
+    weights = None
     if hyperparameters.use_pretrained_model and "model" not in channels:
-        raise UserError(
-            "use_pretrained_model is 1 (the default), but this version comes without ImageNet weights; set "
-            "use_pretrained_model to 0, or give a trained model in a channel named model."
-        )
+        given = Path(channels["pretrained"].location) if "pretrained" in channels else None
+        weights = pretrained.find(given, container.pretrained_directory, hyperparameters.base_network)
+    logger.info(log_lines.number_of_gpus(found))
     training_data = read_data(container, channels, hyperparameters)
     samples = training_data.train.samples
     logger.info("Training on %d images, validating on %d.", len(samples), len(training_data.validation.samples))
-    use_all_cpus()
-    with Loader(
-        samples,
-        hyperparameters.image_shape,
-        hyperparameters.mini_batch_size,
-        available_cpus(),
-        hyperparameters.seed,
-        may_skip=hyperparameters.max_bad_records - training_data.train.skipped,
-    ) as loader:
-        from ssd_algo.training import loop  # mxnet starts here: the loader's processes have been forked before
+    set_up_mxnet(one_shape=True)
+    may_skip = hyperparameters.max_bad_records - training_data.train.skipped
+    batch = (hyperparameters.image_shape, hyperparameters.mini_batch_size)
+    try:
+        with Loader(samples, *batch, available_cpus(), hyperparameters.seed, may_skip) as loader:
+            from ssd_algo.training import loop  # mxnet starts here: the loader's processes have been forked before
 
-        job = loop.Job(
-            host=host,
-            hyperparameters=hyperparameters,
-            configuration=configuration,
-            data=training_data,
-            model_directory=container.model_directory,
-            packed_model=None if container.on_platform else container.packed_model,
-            started=started,
-        )
-        loop.train(job, loader)
+            job = loop.Job(
+                host=host,
+                hyperparameters=hyperparameters,
+                configuration=configuration,
+                data=training_data,
+                weights=weights,
+                model_directory=container.model_directory,
+                packed_model=None if container.on_platform else container.packed_model,
+                started=started,
+            )
+            loop.train(job, loader)
+    except Exception as error:
+        if _has_no_memory(error):
+            raise too_large(hyperparameters, len(found)) from error
+        raise
+
+
+def usable_gpus() -> list[gpus.Gpu]:
+    """The GPUs to train on.
+
+    Raises
+    ------
+    UserError
+        When there is one that MXNet has no code for.
+    """
+    found = gpus.installed()
+    if found and not gpus.mxnet_is_built_for_gpus():
+        logger.warning("The GPU %s is not used: this image's MXNet is built for the CPU.", found[0].name)
+        return []
+    wrong = gpus.without_code(found)
+    if wrong:
+        raise UserError(wrong)
+    return found
 
 
 def read_data(
@@ -140,7 +162,7 @@ def classify(error: Exception) -> SsdAlgoError:
             "The GPU is of a kind that MXNet's CUDA build has no code for; use an instance with a V100, T4, A100, "
             "A10G, L4 or L40S (P3, G4dn, P4d, G5, G6)."
         )
-    if isinstance(error, MemoryError) or _has_no_memory(error, text):
+    if _has_no_memory(error):
         return UserError(
             "The device's memory is exhausted; lower mini_batch_size or image_shape, or use an instance "
             "with more memory."
@@ -148,11 +170,24 @@ def classify(error: Exception) -> SsdAlgoError:
     return AlgorithmError(f"{type(error).__name__}: {lines[-1].strip() if lines else 'no message'}")
 
 
-def _has_no_memory(error: Exception, text: str) -> bool:
+def _has_no_memory(error: Exception) -> bool:
     """Whether MXNet, CUDA or the system could not give the memory asked for."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    return any(each in text for each in ("out of memory", "bad_alloc", "Failed to allocate"))
+    if isinstance(error, MemoryError):
+        return True
+    return any(each in str(error) for each in ("out of memory", "bad_alloc", "Failed to allocate"))
+
+
+def too_large(hyperparameters: Hyperparameters, devices: int) -> UserError:
+    """What to say when the devices' memory does not hold a step of training."""
+    size = hyperparameters.mini_batch_size
+    share = f", {-(-size // devices)} images on each of {devices} GPUs" if devices > 1 else ""
+    smaller = f"mini_batch_size {max(devices, 1, size // 2)}" if size > max(devices, 1) else "a smaller base_network"
+    return UserError(
+        f"The memory does not hold mini_batch_size {size} at image_shape {hyperparameters.image_shape}{share}; try "
+        f"{smaller}, a smaller image_shape, or an instance with more memory."
+    )
 
 
 def fail(container: Container, error: SsdAlgoError, details: str) -> int:

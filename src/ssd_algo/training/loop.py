@@ -15,11 +15,12 @@ from ssd_algo.data.loader import Loader
 from ssd_algo.data.samples import Skipped
 from ssd_algo.errors import UserError
 from ssd_algo.evaluation.evaluate import Score, evaluate
+from ssd_algo.inference.engines import devices
 from ssd_algo.inference.predictor import Predictor
-from ssd_algo.model import artifact
+from ssd_algo.model import artifact, pretrained
 from ssd_algo.model.export import deploy_symbol
 from ssd_algo.model.network import Network, build_network, constants, initial_parameters, parameter_shapes
-from ssd_algo.training import cluster, schedule
+from ssd_algo.training import schedule
 from ssd_algo.training.data import TrainingData
 from ssd_algo.training.trainer import EpochResult, Trainer, diverged
 
@@ -38,6 +39,8 @@ class Job:
     configuration : dict of strings
         What `hyperparams.json` says.
     data : TrainingData
+    weights : Path or None
+        Of the backbone, pretrained.
     model_directory : Path
     packed_model : Path or None
         Where to pack the model when all is done; None where the platform does it.
@@ -49,6 +52,7 @@ class Job:
     hyperparameters: Hyperparameters
     configuration: dict[str, str]
     data: TrainingData
+    weights: Path | None
     model_directory: Path
     packed_model: Path | None
     started: float
@@ -57,13 +61,13 @@ class Job:
 def train(job: Job, loader: Loader) -> None:
     """Train for all epochs or until early stopping; the best model by validation mAP is what is kept."""
     hp = job.hyperparameters
-    devices = cluster.devices()
-    logger.info("Using %s as training context.", devices)
+    contexts = devices()
+    logger.info("Using %s as training context.", contexts)
     network = build_network(hp.base_network, hp.image_shape, hp.num_classes)
-    trainer = Trainer(network, starting_values(network, job), hp, devices)
+    trainer = Trainer(network, starting_values(network, job), hp, contexts)
     predictor = Predictor(trainer.engine(), network.anchors, hp.image_shape, hp.nms_threshold, hp.nms_topk)
     symbol = deploy_symbol(network, hp.num_classes, hp.nms_threshold, hp.nms_topk)
-    share = -(-hp.mini_batch_size // len(devices))  # validation runs on one device, with what it holds in training
+    share = -(-hp.mini_batch_size // len(contexts))  # validation runs on one device, with what it holds in training
     validation = job.data.validation
     skipped = Skipped(hp.max_bad_records - validation.skipped, len(validation.samples))
     scores: list[float] = []
@@ -124,7 +128,13 @@ def starting_values(network: Network, job: Job) -> dict[str, NDArray[np.float32]
     if job.data.model is not None:
         with artifact.unpacked(job.data.model) as directory:
             return _values_of_model(network, hp, directory) | constants(network)
-    return initial_parameters(network, hp.image_shape, np.random.default_rng(hp.seed)) | constants(network)
+    values = initial_parameters(network, hp.image_shape, np.random.default_rng(hp.seed)) | constants(network)
+    logger.info(log_lines.start_from_pretrained(hp.use_pretrained_model))
+    if job.weights is not None:
+        loaded = pretrained.load(job.weights, hp.base_network)
+        logger.info(log_lines.loaded_pretrained(len(loaded), hp.base_network, str(job.weights)))
+        values |= loaded
+    return values
 
 
 def _values_of_model(network: Network, hp: Hyperparameters, directory: Path) -> dict[str, NDArray[np.float32]]:

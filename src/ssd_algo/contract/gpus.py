@@ -1,0 +1,85 @@
+"""The machine's GPUs, asked of the NVIDIA driver: MXNet would know them too, but takes seconds to import."""
+
+import ctypes
+import importlib.metadata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+# The image's stand-in for the driver, with which MXNet's CUDA build can be imported on a machine without one.
+STUB = Path("/opt/ssd-algo/libcuda-stub.so")
+
+_DRIVER = "libcuda.so.1"
+_NAME_BYTES = 256
+# Attributes of cuda.h
+_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
+
+# mxnet-cu112 has machine code for compute capability 5.0, 6.0, 7.0, 8.0 and 8.6, which runs on all of the same major
+# number, and none that a driver could translate for others.
+_MAJORS = (5, 6, 7, 8)
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU: its name and compute capability (major, minor)."""
+
+    name: str
+    capability: tuple[int, int]
+
+
+def installed() -> list[Gpu]:
+    """GPUs of the machine, as far as `CUDA_VISIBLE_DEVICES` lets them be seen; none without a driver."""
+    try:
+        driver = ctypes.CDLL(_DRIVER)
+        count = ctypes.c_int(0)
+        if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+            return []
+        return [_describe(driver, index) for index in range(count.value)]
+    except (OSError, AttributeError):
+        return []
+
+
+def _describe(driver: ctypes.CDLL, index: int) -> Gpu:
+    device, name = ctypes.c_int(0), ctypes.create_string_buffer(_NAME_BYTES)
+    driver.cuDeviceGet(ctypes.byref(device), index)
+    driver.cuDeviceGetName(name, _NAME_BYTES, device)
+    capability = []
+    for attribute in (_CAPABILITY_MAJOR, _CAPABILITY_MINOR):
+        value = ctypes.c_int(0)
+        driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
+        capability.append(value.value)
+    return Gpu(name.value.decode("utf-8", "replace"), (capability[0], capability[1]))
+
+
+def mxnet_is_built_for_gpus() -> bool:
+    """Whether the installed MXNet is the CUDA build."""
+    try:
+        importlib.metadata.version("mxnet-cu112")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def without_code(gpus: Sequence[Gpu]) -> str | None:
+    """What is wrong with the first GPU that MXNet's CUDA build has no machine code for; None where all can be used."""
+    for gpu in gpus:
+        if gpu.capability[0] not in _MAJORS:
+            return (
+                f"The GPU {gpu.name} has compute capability {gpu.capability[0]}.{gpu.capability[1]}, for which MXNet's "
+                "CUDA build has no code; use an instance with a V100, T4, A100, A10G, L4 or L40S (P3, G4dn, P4d, G5, "
+                "G6 or G6e), or one without a GPU."
+            )
+    return None
+
+
+def provide_driver(stub: Path = STUB) -> None:
+    """Let MXNet's CUDA build be imported on a machine without a driver, on which it then has no GPU.
+
+    The stub is taken only when the loader finds no driver, and stands on no path of the loader's: so it can hide none.
+    Once it is loaded, its name is that of the driver for all libraries that need one.
+    """
+    try:
+        ctypes.CDLL(_DRIVER)
+    except OSError:
+        if stub.is_file():
+            ctypes.CDLL(str(stub), mode=ctypes.RTLD_GLOBAL)
