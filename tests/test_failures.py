@@ -31,14 +31,6 @@ def test_several_hosts(base: Path) -> None:
     )
 
 
-def test_pretrained_weights_that_are_not_there(base: Path) -> None:
-    assert_refused(
-        train(base, SMALL | {"use_pretrained_model": "1"}),
-        "use_pretrained_model is 1 (the default), but this version comes without ImageNet weights; set use_pretrained_model to 0, "
-        "or give a trained model in a channel named model.",
-    )
-
-
 def test_loss_that_is_not_finite(tmp_path: Path, trained: Run) -> None:
     """The last good model of the folder stays."""
     demo.write_channels(tmp_path / "input" / "data", 8, 2, np.random.default_rng(0))
