@@ -1,9 +1,12 @@
 """Training augmentation of SSD (Liu et al. 2016, section 2.2 and 3.6): image + boxes -> square image + boxes.
 
-The geometry is drawn first, as one window of the source that becomes the whole square: smaller than the image for a
-crop, larger for a zoom-out. So a sample is resized once, and photometric work is done on the final square. Every
-function is pure; every draw comes from the generator passed in.
+Everything is drawn first, from the image's size and boxes: the geometry as one window of the source that becomes the
+whole square, smaller than the image for a crop, larger for a zoom-out. So an image can be decoded at a fraction of its
+size, is resized once, and photometric work is one matrix on the final square. Every function is pure; every draw comes
+from the generator passed in.
 """
+
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -20,34 +23,67 @@ _CROP_ASPECTS = (0.5, 2.0)
 _CROP_TRIALS = 25
 _ZOOM_OUT_PROBABILITY = 0.5
 _ZOOM_OUT_MAX = 4.0
-_INTERPOLATIONS = (cv2.INTER_NEAREST, cv2.INTER_LINEAR, cv2.INTER_CUBIC, cv2.INTER_AREA, cv2.INTER_LANCZOS4)
+_INTERPOLATIONS = (cv2.INTER_NEAREST, cv2.INTER_LINEAR, cv2.INTER_CUBIC, cv2.INTER_AREA)
+
+_BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = 32, 0.5, 0.5, 18  # of 255, shares, degrees
+_YIQ = np.asarray([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+_RGB = np.linalg.inv(_YIQ)
 
 Window = tuple[float, float, float, float]  # xmin, ymin, xmax, ymax in pixels of the source; may reach beyond it
 
 
-def augment(
-    image: Pixels, boxes: Boxes, classes: NDArray[np.int64], side: int, generator: np.random.Generator
-) -> tuple[Pixels, Boxes, NDArray[np.int64]]:
-    """One augmented training sample.
+@dataclass(frozen=True)
+class Plan:
+    """What is done to an image.
 
-    Parameters
+    Attributes
     ----------
-    image : uint8 (H, W, 3), RGB
-    boxes : float32 (R, 4), pixels of `image`
-    classes : int64 (R,)
-    side : int
-        Side of the square to make, pixels.
-
-    Returns
-    -------
-    uint8 (side, side, 3), float32 (K, 4) in pixels of the square, int64 (K,)
+    window : the part of the source, in its pixels, that becomes the square
+    interpolation : OpenCV's
+    mirrored : bool
+    colours : float64 (3, 4) or None
+        Matrix and offset on RGB; None to leave colours alone.
     """
-    window = draw_window(image.shape[1], image.shape[0], boxes, generator)
-    square = cut(image, window, side, int(generator.choice(_INTERPOLATIONS)))
-    boxes, classes = into_window(boxes, classes, window, side)
-    if generator.random() < 0.5:
-        square, boxes = mirror(square, boxes)
-    return distort(square, generator), boxes, classes
+
+    window: Window
+    interpolation: int
+    mirrored: bool
+    colours: NDArray[np.float64] | None
+
+
+def draw(width: int, height: int, boxes: Boxes, generator: np.random.Generator) -> Plan:
+    """A random plan for an image of this size with these boxes, (R, 4) in its pixels."""
+    return Plan(
+        window=draw_window(width, height, boxes, generator),
+        interpolation=_INTERPOLATIONS[int(generator.integers(len(_INTERPOLATIONS)))],
+        mirrored=bool(generator.random() < 0.5),
+        colours=draw_colours(generator),
+    )
+
+
+def reduction(plan: Plan, width: int, height: int, side: int) -> int:
+    """By how much an image of this size may be decoded smaller, 1, 2, 4 or 8, and still not have to be enlarged."""
+    shown = min(
+        (plan.window[2] - plan.window[0]) / side,  # pixels of the source to a pixel of the square
+        (plan.window[3] - plan.window[1]) / side,
+    )
+    return max(factor for factor in (1, 2, 4, 8) if factor <= max(shown, 1) and factor <= min(width, height))
+
+
+def apply(image: Pixels, width: int, height: int, plan: Plan, side: int) -> Pixels:
+    """The square (side, side, 3) that a plan for an image of width x height makes of it, decoded at whatever size."""
+    across, down = image.shape[1] / width, image.shape[0] / height
+    window = (plan.window[0] * across, plan.window[1] * down, plan.window[2] * across, plan.window[3] * down)
+    square = cut(image, window, side, plan.interpolation)
+    if plan.mirrored:
+        square = np.asarray(cv2.flip(square, 1), dtype=np.uint8)
+    return square if plan.colours is None else np.asarray(cv2.transform(square, plan.colours), dtype=np.uint8)
+
+
+def move(boxes: Boxes, classes: NDArray[np.int64], plan: Plan, side: int) -> tuple[Boxes, NDArray[np.int64]]:
+    """The boxes (R, 4) in pixels of the source that a plan leaves, (K, 4) in those of the square, and their classes."""
+    boxes, classes = into_window(boxes, classes, plan.window, side)
+    return (mirror_boxes(boxes, side) if plan.mirrored else boxes), classes
 
 
 def draw_window(width: int, height: int, boxes: Boxes, generator: np.random.Generator) -> Window:
@@ -69,32 +105,50 @@ def draw_crop(window: Window, boxes: Boxes, generator: np.random.Generator) -> W
     """A part of the window by one of seven samplers: the whole, a least IoU with an object (5), any part.
 
     A part is kept when it has the sampler's IoU with at least one object and holds the centre of at least one; without
-    objects any part will do. When no trial succeeds the whole window stays.
+    objects any part will do. The first of 25 trials that is kept is taken; without one the whole window stays.
     """
     sampler = int(generator.integers(len(_CROP_MIN_IOUS) + 2))
     if sampler == 0:
         return window
     least = _CROP_MIN_IOUS[sampler - 1] if sampler <= len(_CROP_MIN_IOUS) else 0.0
-    for _ in range(_CROP_TRIALS):
-        part = _draw_part(window, generator)
-        if len(boxes) == 0:
-            return part
-        crop = np.asarray([part], dtype=np.float32)
-        if iou(crop, boxes).max() >= least and centres_inside(boxes, part).any():
-            return part
-    return window
+    parts = draw_parts(window, _CROP_TRIALS if len(boxes) else 1, generator)
+    if len(boxes):
+        centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+        inside = ((centres > parts[:, None, :2]) & (centres < parts[:, None, 2:])).all(axis=2).any(axis=1)
+        kept = np.flatnonzero(inside & (iou(parts.astype(np.float32), boxes).max(axis=1) >= least))
+        if not len(kept):
+            return window
+        parts = parts[kept]
+    left, top, right, bottom = parts[0].tolist()
+    return (left, top, right, bottom)
 
 
-def _draw_part(window: Window, generator: np.random.Generator) -> Window:
-    """A part of 0.3 to 1 times the window's sides with an aspect ratio, relative to it, of 0.5 to 2."""
-    width, height = window[2] - window[0], window[3] - window[1]
-    scale = generator.uniform(*_CROP_SCALES)
-    low, high = max(_CROP_ASPECTS[0], scale**2), min(_CROP_ASPECTS[1], 1 / scale**2)
-    stretch = np.sqrt(generator.uniform(low, high))
-    w, h = width * scale * stretch, height * scale / stretch
-    left = window[0] + generator.uniform(0, max(width - w, 0))
-    top = window[1] + generator.uniform(0, max(height - h, 0))
-    return (left, top, left + w, top + h)
+def draw_parts(window: Window, count: int, generator: np.random.Generator) -> NDArray[np.float64]:
+    """Parts (count, 4) of 0.3 to 1 times the window's sides with an aspect ratio, relative to it, of 0.5 to 2."""
+    whole = np.asarray([window[2] - window[0], window[3] - window[1]])
+    scale = generator.uniform(*_CROP_SCALES, count)
+    low, high = np.maximum(_CROP_ASPECTS[0], scale**2), np.minimum(_CROP_ASPECTS[1], 1 / scale**2)
+    draws = generator.random((count, 3))
+    stretch = np.sqrt(low + (high - low) * draws[:, 0])
+    sides = whole * np.stack([scale * stretch, scale / stretch], axis=1)
+    start = np.asarray(window[:2]) + np.maximum(whole - sides, 0) * draws[:, 1:]
+    return np.concatenate([start, start + sides], axis=1)
+
+
+def draw_colours(generator: np.random.Generator) -> NDArray[np.float64] | None:
+    """Random brightness, contrast, saturation and hue, each with probability 0.5 (Howard 2013, as SSD uses it).
+
+    All are linear in RGB but for clipping at the end: hue turns the plane of I and Q in YIQ, saturation scales it.
+    """
+    chosen = generator.random(4) < 0.5
+    if not chosen.any():
+        return None
+    strength = np.where(chosen, generator.uniform(-1, 1, 4), 0)
+    brightness, contrast = strength[0] * _BRIGHTNESS, 1 + strength[1] * _CONTRAST
+    saturation, hue = 1 + strength[2] * _SATURATION, np.deg2rad(strength[3] * _HUE)
+    cosine, sine = saturation * np.cos(hue), saturation * np.sin(hue)
+    matrix = contrast * (_RGB @ np.asarray([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]]) @ _YIQ)
+    return np.concatenate([matrix, (matrix @ np.full(3, brightness))[:, None]], axis=1)
 
 
 def centres_inside(boxes: Boxes, window: Window) -> NDArray[np.bool_]:
@@ -142,27 +196,8 @@ def _resize(image: Pixels, width: int, height: int, interpolation: int) -> Pixel
     return np.asarray(cv2.resize(image, (width, height), interpolation=interpolation), dtype=np.uint8)
 
 
-def mirror(image: Pixels, boxes: Boxes) -> tuple[Pixels, Boxes]:
-    """Left and right exchanged; boxes in pixels of the image."""
+def mirror_boxes(boxes: Boxes, width: float) -> Boxes:
+    """Boxes of an image of this width after left and right are exchanged."""
     mirrored = boxes.copy()
-    mirrored[:, [0, 2]] = image.shape[1] - boxes[:, [2, 0]]
-    return np.ascontiguousarray(image[:, ::-1]), mirrored
-
-
-def distort(image: Pixels, generator: np.random.Generator) -> Pixels:
-    """Random brightness, contrast, saturation and hue, each with probability 0.5 (Howard 2013, as SSD uses it)."""
-    brightness = generator.uniform(-32, 32) if generator.random() < 0.5 else 0.0
-    contrast = generator.uniform(0.5, 1.5) if generator.random() < 0.5 else 1.0
-    saturation = generator.uniform(0.5, 1.5) if generator.random() < 0.5 else 1.0
-    hue = generator.uniform(-18, 18) if generator.random() < 0.5 else 0.0
-    if brightness or contrast != 1:
-        table = np.clip((np.arange(256) + brightness) * contrast, 0, 255).astype(np.uint8)
-        image = np.asarray(cv2.LUT(image, table), dtype=np.uint8)
-    if saturation != 1 or hue:
-        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
-        tables = np.empty((1, 256, 3), dtype=np.uint8)
-        tables[0, :, 0] = (np.arange(256) + round(hue / 2)) % 180  # OpenCV's hue counts half degrees
-        tables[0, :, 1] = np.clip(np.arange(256) * saturation, 0, 255)
-        tables[0, :, 2] = np.arange(256)
-        image = np.asarray(cv2.cvtColor(cv2.LUT(hsv, tables), cv2.COLOR_HSV2RGB), dtype=np.uint8)
-    return image
+    mirrored[:, [0, 2]] = width - boxes[:, [2, 0]]
+    return mirrored

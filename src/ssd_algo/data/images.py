@@ -1,6 +1,7 @@
 """Encoded images to RGB arrays, the same way for training, validation and serving."""
 
 import hashlib
+import io
 import warnings
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -19,6 +20,13 @@ EXTENSIONS = (".jpg", ".jpeg", ".png")
 _EXIF_ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
 
+_REDUCED = {
+    1: cv2.IMREAD_COLOR,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+}
+
 # Formats that OpenCV decodes, by Pillow's name for them; MPO is a JPEG with further pictures behind.
 _KINDS = {"JPEG": "JPEG", "MPO": "JPEG", "PNG": "PNG", "BMP": "BMP", "WEBP": "WebP", "TIFF": "TIFF"}
 _END_MARKERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
@@ -29,11 +37,16 @@ class NotAnImage(ValueError):
     """The bytes are no image that can be decoded."""
 
 
-def decode(encoded: bytes) -> Pixels:
+def decode(encoded: bytes, reduction: int = 1) -> Pixels:
     """Decode an image to upright RGB.
 
     Grayscale, palette, 16-bit, CMYK and images with an alpha channel (dropped) come out as RGB; EXIF orientation is
     applied.
+
+    Parameters
+    ----------
+    reduction : 1, 2, 4 or 8
+        By how much the sides are to be smaller, rounded up. For JPEG that saves most of the work.
 
     Returns
     -------
@@ -44,12 +57,22 @@ def decode(encoded: bytes) -> Pixels:
     NotAnImage
     """
     try:
-        decoded = cv2.imdecode(np.frombuffer(encoded, dtype=np.uint8), cv2.IMREAD_COLOR) if encoded else None
+        decoded = cv2.imdecode(np.frombuffer(encoded, dtype=np.uint8), _REDUCED[reduction]) if encoded else None
     except cv2.error as error:
         raise NotAnImage(f"the image cannot be decoded ({error.err})") from error
     if decoded is None:
         raise NotAnImage(f"the {len(encoded)} bytes are no image that can be decoded")
     return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
+
+
+def upright_size(encoded: bytes) -> tuple[int, int]:
+    """Width and height, EXIF orientation applied, from an encoded image's header.
+
+    Raises
+    ------
+    NotAnImage
+    """
+    return _open(io.BytesIO(encoded))[:2]
 
 
 @dataclass(frozen=True, slots=True)

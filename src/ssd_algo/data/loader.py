@@ -180,19 +180,25 @@ class Loader:
         for place, index in enumerate(indices):
             sample = self._samples[index]
             try:
-                image = images.decode(sample.encoded())
+                self._augment(batch, place, sample, np.random.default_rng([self._seed, epoch, int(index)]))
             except NotAnImage as error:
                 bad[place] = error
                 batch.images[place] = 0  # whatever was there before depends on the number of slots
-                continue
-            sample.check_size(image.shape[1], image.shape[0])
-            scale = np.asarray([image.shape[1], image.shape[0]] * 2, dtype=np.float32)
-            generator = np.random.default_rng([self._seed, epoch, int(index)])
-            square, boxes, classes = augment.augment(image, sample.boxes * scale, sample.classes, self._side, generator)
-            batch.images[place] = square
-            batch.boxes[place, : len(boxes)] = boxes / self._side
-            batch.classes[place, : len(classes)] = classes
         return bad
+
+    def _augment(self, batch: Batch, place: int, sample: Sample, generator: np.random.Generator) -> None:
+        """Put an augmented sample into its place of a batch."""
+        encoded = sample.encoded()
+        width, height = sample.size or images.upright_size(encoded)
+        boxes = sample.boxes * np.asarray([width, height] * 2, dtype=np.float32)
+        plan = augment.draw(width, height, boxes, generator)
+        reduction = augment.reduction(plan, width, height, self._side)
+        image = images.decode(encoded, reduction)
+        sample.check_size(image.shape[1], image.shape[0], reduction)
+        batch.images[place] = augment.apply(image, width, height, plan, self._side)
+        moved, classes = augment.move(boxes, sample.classes, plan, self._side)
+        batch.boxes[place, : len(moved)] = moved / self._side
+        batch.classes[place, : len(classes)] = classes
 
 
 def _slot(batch_size: int, side: int, most_boxes: int) -> Batch:

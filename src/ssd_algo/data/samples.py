@@ -55,17 +55,18 @@ class Sample:
             file.seek(self.offset)
             return recordio.unpack(recordio.read_record(file, self.file.size)).image
 
-    def check_size(self, width: int, height: int) -> None:
-        """Compare the decoded image's size with what was said of it.
+    def check_size(self, width: int, height: int, reduction: int = 1) -> None:
+        """Compare the decoded image's size with what was said of it; it may be smaller by `images.decode`'s reduction.
 
         Raises
         ------
         UserError
         """
-        if self.size not in (None, (width, height)):
+        if self.size and (-(-self.size[0] // reduction), -(-self.size[1] // reduction)) != (width, height):
             raise UserError(
                 f"{self.name}: its annotation gives an image_size of {self.size[0]} x {self.size[1]}, but the image is "
-                f"{width} x {height} pixels upright (EXIF orientation applied); correct one of them."
+                f"{width * reduction} x {height * reduction} pixels upright (EXIF orientation applied); correct one of "
+                "them."
             )
 
 
