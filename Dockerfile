@@ -35,7 +35,11 @@ RUN pip install --no-cache-dir --no-compile --no-deps --no-build-isolation /tmp/
 
 # 1: ImageNet weights of all backbones, from GluonCV's model zoo, whose checksums are verified. 0: none.
 ARG PRETRAINED=1
-RUN if [ "$PRETRAINED" = 1 ]; then ssd-algo fetch-weights /opt/ssd-algo/pretrained; fi
+RUN case "$PRETRAINED" in \
+      1) ssd-algo fetch-weights /opt/ssd-algo/pretrained ;; \
+      0) ;; \
+      *) echo "PRETRAINED is $PRETRAINED; it must be 1 or 0." >&2; exit 1 ;; \
+    esac
 
 # Where platforms mount the driver beside the places that the loader knows, and what they look at to give GPUs at all.
 ENV LD_LIBRARY_PATH=/usr/local/nvidia/lib:/usr/local/nvidia/lib64 \

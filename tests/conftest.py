@@ -98,9 +98,9 @@ def read_images(data: Path, channel: str, num_classes: int = 3) -> Dataset:
     return dataset
 
 
-def gpu_machine(folder: Path, name: str, capability: tuple[int, int], gpus: int = 1) -> dict[str, str]:
+def gpu_machine(folder: Path, name: str, capability: tuple[int, int], gpus: int = 1, error: int = 0) -> dict[str, str]:
     """Environment of a machine with GPUs of this name: a driver, and MXNet's CUDA build, which must not be imported."""
-    write_driver(folder / "driver" / "libcuda.so.1", name, capability, gpus)
+    write_driver(folder / "driver" / "libcuda.so.1", name, capability, gpus, error)
     installed = folder / "packages" / "mxnet_cu112-1.9.1.dist-info"
     installed.mkdir(parents=True)
     (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: mxnet-cu112\nVersion: 1.9.1\n")
@@ -108,13 +108,16 @@ def gpu_machine(folder: Path, name: str, capability: tuple[int, int], gpus: int 
     return {"PYTHONPATH": str(folder / "packages"), "LD_LIBRARY_PATH": str(folder / "driver")}
 
 
-def write_driver(path: Path, name: str, capability: tuple[int, int], gpus: int) -> None:
-    """A shared library for x86-64 that answers as the CUDA driver does, written without a compiler."""
+def write_driver(path: Path, name: str, capability: tuple[int, int], gpus: int, error: int = 0) -> None:
+    """A shared library for x86-64 that answers as the CUDA driver does, written without a compiler.
+
+    `error` is what it says when it is started.
+    """
     zero = b"\x31\xc0\xc3"  # xor eax, eax; ret
     number = struct.Struct("<I").pack
     text = name.encode() + b"\0"
     code = {
-        b"cuInit": zero,
+        b"cuInit": b"\xb8" + number(error) + b"\xc3",  # mov eax, error; ret
         b"cuDeviceGetCount": b"\xc7\x07" + number(gpus) + zero,  # mov dword [rdi], gpus
         b"cuDeviceGet": b"\x89\x37" + zero,  # mov [rdi], esi
         # lea rsi, [rip + 10], behind the code; mov ecx, length; rep movsb

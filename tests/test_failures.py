@@ -116,7 +116,7 @@ def test_everything_frozen(base: Path) -> None:
                 "CUDA: Check failed: e == cudaSuccess: no kernel image is available for execution on the device"
             ),
             "ClientError: The GPU is of a kind that MXNet's CUDA build has no code for; use an instance with a V100, T4, "
-            "A100, A10G, L4 or L40S (P3, G4dn, P4d, G5, G6).",
+            "A100, A10G, L4 or L40S (P3, G4dn, P4d, G5, G6 or G6e).",
         ),
         (
             RuntimeError("Traceback (most recent call last):\n  File x\nMXNetError: Check failed: a == b\n"),

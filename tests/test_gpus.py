@@ -24,7 +24,7 @@ from conftest import (
 from ssd_algo import demo
 from ssd_algo.contract.gpus import Gpu, without_code
 from ssd_algo.contract.hyperparameters import Hyperparameters
-from ssd_algo.training.job import too_large
+from ssd_algo.training.job import classify, too_large
 
 WORKS = [
     ("Tesla M60", (5, 2)),
@@ -105,6 +105,75 @@ def test_a_server_on_a_gpu_without_code_uses_the_cpu(tmp_path: Path, trained: Ru
     assert refusal("NVIDIA H100 80GB HBM3", (9, 0)) + " The CPU is used." in log.read_text()
 
 
+def test_a_driver_that_fails(tmp_path: Path) -> None:
+    """Not the same as no GPU: the machine was paid for. 802 is CUDA_ERROR_SYSTEM_NOT_READY."""
+    write_config(tmp_path, "hyperparameters", SMALL)
+    run = run_train(tmp_path, **gpu_machine(tmp_path / "machine", "NVIDIA A100-SXM4-40GB", (8, 0), gpus=8, error=802))
+    assert_refused(run, "The NVIDIA driver of this machine fails (cuInit: error 802); use another instance.")
+
+
+def test_a_driver_without_a_device(tmp_path: Path) -> None:
+    write_config(tmp_path, "hyperparameters", SMALL)
+    run = run_train(tmp_path, **gpu_machine(tmp_path / "machine", "none", (0, 0), error=100))
+    assert_refused(run, MISSING)
+    assert "Number of GPUs being used: 0." in run.out
+
+
+def test_gpus_that_cuda_cannot_use(base: Path, tmp_path: Path) -> None:
+    """The driver has them, MXNet does not see them: here it is the CPU build that is imported in truth."""
+    machine = gpu_machine(tmp_path / "machine", "Tesla V100-SXM2-16GB", (7, 0), gpus=2)
+    Path(machine["PYTHONPATH"], "mxnet.py").unlink()
+    write_config(base, "hyperparameters", SMALL)
+    assert_refused(
+        run_train(base, **machine),
+        "The machine's driver has 2 GPUs, but CUDA 11.2 cannot use it, perhaps as it is older; use an instance with a newer "
+        "driver (450.80 or above).",
+    )
+
+
+def test_the_process_that_asks_is_another(tmp_path: Path) -> None:
+    """A process that has started the driver cannot fork one that uses a GPU, as the server does."""
+    write_driver(tmp_path / "driver" / "libcuda.so.1", "Tesla T4", (7, 5), 2)
+    code = (
+        "from ssd_algo.contract import gpus\n"
+        "assert len(gpus.installed()) == 2\n"
+        "assert 'libcuda' not in open('/proc/self/maps').read()\n"
+    )
+    variables = dict(os.environ) | {"LD_LIBRARY_PATH": str(tmp_path / "driver")}
+    assert subprocess.run([sys.executable, "-c", code], env=variables).returncode == 0
+
+
+@pytest.mark.parametrize(("one_shape", "autotune"), [(True, "1"), (False, "0")])
+def test_what_mxnet_is_told(tmp_path: Path, one_shape: bool, autotune: str) -> None:
+    """cuDNN tries its algorithms where all batches have one shape; the stub is loaded where there is no driver."""
+    write_driver(tmp_path / "driver" / "stub.so", "stub", (0, 0), 1)
+    code = (
+        "import os, pathlib, sys\n"
+        "from ssd_algo.contract import container, gpus\n"
+        "gpus.provide_driver.__defaults__ = (pathlib.Path(sys.argv[2]),)\n"
+        "container.set_up_mxnet(sys.argv[1] == 'True')\n"
+        "print(os.environ['MXNET_CUDNN_AUTOTUNE_DEFAULT'], 'stub.so' in open('/proc/self/maps').read())\n"
+    )
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("MXNET")}
+    command = [sys.executable, "-c", code, str(one_shape), str(tmp_path / "driver" / "stub.so")]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{autotune} True\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cudaMalloc retry failed: out of memory",
+        "Failed to find any forward convolution algorithm.  with workspace size of 1073741824 bytes, please consider "
+        "reducing batch/model size or increasing the workspace size",
+        "Create cublas handle failed",
+        "cuDNN: Check failed: e == CUDNN_STATUS_SUCCESS (2 vs. 0) : CUDNN_STATUS_ALLOC_FAILED",
+    ],
+)
+def test_ways_to_say_that_memory_is_short(text: str) -> None:
+    assert str(classify(RuntimeError(text))).startswith("The device's memory is exhausted;")
+
+
 def test_the_stub_hides_no_driver(tmp_path: Path) -> None:
     """With a driver on the loader's path it is not loaded; without one it is, under the driver's name."""
     write_driver(tmp_path / "driver" / "libcuda.so.1", "Tesla T4", (7, 5), 2)
@@ -113,7 +182,7 @@ def test_the_stub_hides_no_driver(tmp_path: Path) -> None:
         "import ctypes, json, pathlib, sys\n"
         "from ssd_algo.contract import gpus\n"
         "gpus.provide_driver(pathlib.Path(sys.argv[1]))\n"
-        "print(json.dumps([gpu.name for gpu in gpus.installed()]))\n"
+        "print(json.dumps([name for name, *_ in gpus._ask_driver()]))\n"
     )
     seen = {}
     for name, path in (("driver", str(tmp_path / "driver")), ("none", "")):

@@ -4,11 +4,13 @@ GluonCV's files are compared with GluonCV's own forward pass. Files in torchvisi
 pass in NumPy, written from the definition of the layers (He et al. 2016; Simonyan and Zisserman 2015).
 """
 
+import hashlib
 import http.server
 import os
 import subprocess
 import sys
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import numpy as np
 import pytest
 from conftest import SMALL, Run, assert_refused, train
 from gluoncv import model_zoo
+from gluoncv.model_zoo import model_store
 from gluoncv.model_zoo.ssd.vgg_atrous import vgg16_atrous_300
 from numpy.lib.stride_tricks import sliding_window_view
 from safetensors.numpy import save_file
@@ -291,6 +294,10 @@ def test_torchvision_vgg(tmp_path: Path) -> None:
             "bn1.bias is not finite",
         ),
         (
+            lambda state: state.update({"bn1.bias": np.zeros(64, np.int8)}),
+            "bn1.bias is of int8",
+        ),
+        (
             lambda state: [state.pop("bn1.bias"), state.update(b=np.zeros(3))],
             "bn1.bias missing; b not among its arrays",
         ),
@@ -309,6 +316,19 @@ def test_every_array_is_accounted_for(tmp_path: Path, change: Callable[[Arrays],
     )
 
 
+def test_half_precision_and_parallel_training(tmp_path: Path) -> None:
+    """Names of torch's DataParallel begin with `module.`."""
+    state = resnet_state("resnet-18")
+    half = {
+        f"module.{name}": array.astype(np.float16) if array.dtype == np.float32 else array
+        for name, array in state.items()
+    }
+    save_file(half, tmp_path / "half.safetensors")
+    loaded = pretrained.load(tmp_path / "half.safetensors", "resnet-18")
+    np.testing.assert_allclose(loaded["conv0_weight"], state["conv1.weight"], atol=1e-3)
+    assert loaded["conv0_weight"].dtype == np.float32
+
+
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     save_file(resnet_state("resnet-18"), path)
@@ -323,7 +343,7 @@ def test_damaged_files(tmp_path: Path, name: str, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(UserError) as caught:
         pretrained.load(path, "resnet-18")
-    assert str(caught.value).startswith(f"{path} is damaged or no file of weights (")
+    assert str(caught.value).startswith(f"{path} is damaged, no file of weights, or not in float32 or float16 (")
     assert str(caught.value).endswith("); give another one.")
 
 
@@ -378,26 +398,49 @@ def test_a_channel_with_several_files(base: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         pretrained.find(channel, tmp_path, "resnet-18")
     assert str(caught.value) == (
-        f"channel pretrained: {channel} must hold one .params or .safetensors file; it holds a.params, b.safetensors."
+        f"{channel} of channel pretrained must hold one .params or .safetensors file; it holds a.params, b.safetensors."
     )
 
 
-@pytest.fixture
-def model_zoo_server() -> Iterator[str]:
-    """A model zoo whose every file is the same archive, with wrong weights in it."""
-    import io
-    import zipfile
+def test_a_channel_with_another_kind_of_file(base: Path, shapes: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    (again / "input" / "data" / "pretrained" / "x.safetensors").mkdir(parents=True)
+    for folder in shapes.iterdir():
+        (again / "input" / "data" / folder.name).symlink_to(folder)
+    channel = again / "input" / "data" / "pretrained"
+    (channel / "resnet18.pth").write_bytes(b"x")
+    sentence = f"{channel} of channel pretrained must hold one .params or .safetensors file; it holds resnet18.pth."
+    assert_refused(train(again, SMALL | {"use_pretrained_model": "1"}), sentence)
+    command = [sys.executable, "-m", "ssd_algo.cli", "check", "--num-classes", "3", str(channel.parent)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f"  channel pretrained: {sentence}\n" in done.stdout
 
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("vgg16_atrous-4fa2e1ad.params", b"wrong")
+
+def test_a_channel_without_use_is_named(base: Path, shapes: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    (again / "input" / "data" / "pretrained").mkdir(parents=True)
+    for folder in shapes.iterdir():
+        (again / "input" / "data" / folder.name).symlink_to(folder)
+    (again / "input" / "data" / "pretrained" / "a.params").write_bytes(b"not looked at")
+    run = train(again, SMALL)
+    assert run.code == 0, run.err
+    assert "Channel pretrained is not used: use_pretrained_model is 0, or there is a channel model." in run.out
+
+
+@pytest.fixture
+def model_zoo_server(tmp_path: Path) -> Iterator[str]:
+    """A model zoo with the archives that are in the folder `zoo`."""
+    folder = tmp_path / "zoo" / "gluon" / "models"
+    folder.mkdir(parents=True)
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            content = (folder / self.path.rsplit("/", 1)[-1]).read_bytes()
             self.send_response(200)
-            self.send_header("Content-Length", str(len(buffer.getvalue())))
+            self.send_header("Content-Length", str(len(content)))
             self.end_headers()
-            self.wfile.write(buffer.getvalue())
+            self.wfile.write(content)
 
         def log_message(self, *_: object) -> None:
             pass
@@ -416,7 +459,37 @@ def fetch(folder: Path, repository: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, env=dict(os.environ) | variables, capture_output=True, text=True, timeout=300)
 
 
+def archive(tmp_path: Path, name: str, content: bytes) -> None:
+    with zipfile.ZipFile(tmp_path / "zoo" / "gluon" / "models" / f"{name}.zip", "w") as file:
+        file.writestr(f"{name}.params", content)
+
+
+def test_weights_of_all_backbones_are_fetched(
+    tmp_path: Path, model_zoo_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a zoo of weights made here, whose checksums GluonCV is told."""
+    names = {"vgg-16": "vgg16_atrous"} | {f"resnet-{depth}": f"resnet{depth}_v1b" for depth in (18, 34, 50, 101)}
+    for name in names.values():
+        net = vgg16_atrous_300() if name == "vgg16_atrous" else model_zoo.get_model(name, pretrained=False)
+        net.initialize()
+        side = 300 if name == "vgg16_atrous" else 32
+        net(mx.nd.zeros((1, 3, side, side)))
+        net.save_parameters(str(tmp_path / "made.params"))
+        content = (tmp_path / "made.params").read_bytes()
+        checksum = hashlib.sha1(content).hexdigest()
+        monkeypatch.setitem(model_store._model_sha1, name, checksum)
+        archive(tmp_path, f"{name}-{checksum[:8]}", content)
+    monkeypatch.setenv("MXNET_GLUON_REPO", model_zoo_server)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    pretrained.fetch(tmp_path / "weights")
+    assert sorted(path.name for path in (tmp_path / "weights").iterdir()) == sorted(f"{base}.params" for base in names)
+    for base in names:
+        assert pretrained.find(None, tmp_path / "weights", base) == tmp_path / "weights" / f"{base}.params"
+        assert pretrained.load(tmp_path / "weights" / f"{base}.params", base)
+
+
 def test_weights_with_a_wrong_checksum_end_the_build(tmp_path: Path, model_zoo_server: str) -> None:
+    archive(tmp_path, "vgg16_atrous-4fa2e1ad", b"wrong")
     done = fetch(tmp_path / "weights", model_zoo_server)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (

@@ -1,18 +1,32 @@
-"""The machine's GPUs, asked of the NVIDIA driver: MXNet would know them too, but takes seconds to import."""
+"""The machine's GPUs, asked of the NVIDIA driver: MXNet would know them too, but takes seconds to import.
+
+A process that has asked the driver cannot fork processes that use GPUs, as a server does. So a process of its own asks:
+
+    python -m ssd_algo.contract.gpus
+"""
 
 import ctypes
 import importlib.metadata
+import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ssd_algo.errors import UserError
+
 # The image's stand-in for the driver, with which MXNet's CUDA build can be imported on a machine without one.
 STUB = Path("/opt/ssd-algo/libcuda-stub.so")
 
+# What a job can be run on, for messages.
+THAT_WORK = "an instance with a V100, T4, A100, A10G, L4 or L40S (P3, G4dn, P4d, G5, G6 or G6e)"
+
 _DRIVER = "libcuda.so.1"
 _NAME_BYTES = 256
-# Attributes of cuda.h
+# Of cuda.h
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
+_NO_DEVICE = 100
 
 # mxnet-cu112 has machine code for compute capability 5.0, 6.0, 7.0, 8.0 and 8.6, which runs on all of the same major
 # number, and none that a driver could translate for others.
@@ -28,18 +42,40 @@ class Gpu:
 
 
 def installed() -> list[Gpu]:
-    """GPUs of the machine, as far as `CUDA_VISIBLE_DEVICES` lets them be seen; none without a driver."""
+    """GPUs of the machine, as far as `CUDA_VISIBLE_DEVICES` lets them be seen; none without a driver.
+
+    Raises
+    ------
+    UserError
+        When the driver fails.
+    """
+    command = [sys.executable, "-m", "ssd_algo.contract.gpus"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
+        raise UserError(f"The NVIDIA driver of this machine fails ({last}); use another instance.")
+    return [Gpu(name, (major, minor)) for name, major, minor in json.loads(done.stdout)]
+
+
+def _ask_driver() -> list[tuple[str, int, int]]:
+    """Name, major and minor capability of each GPU."""
     try:
         driver = ctypes.CDLL(_DRIVER)
-        count = ctypes.c_int(0)
-        if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+    except OSError as error:
+        if "No such file" in str(error):
             return []
-        return [_describe(driver, index) for index in range(count.value)]
-    except (OSError, AttributeError):
+        raise
+    started = driver.cuInit(0)
+    if started == _NO_DEVICE:
         return []
+    if started:
+        raise OSError(f"cuInit: error {started}")
+    count = ctypes.c_int(0)
+    driver.cuDeviceGetCount(ctypes.byref(count))
+    return [_describe(driver, index) for index in range(count.value)]
 
 
-def _describe(driver: ctypes.CDLL, index: int) -> Gpu:
+def _describe(driver: ctypes.CDLL, index: int) -> tuple[str, int, int]:
     device, name = ctypes.c_int(0), ctypes.create_string_buffer(_NAME_BYTES)
     driver.cuDeviceGet(ctypes.byref(device), index)
     driver.cuDeviceGetName(name, _NAME_BYTES, device)
@@ -48,7 +84,7 @@ def _describe(driver: ctypes.CDLL, index: int) -> Gpu:
         value = ctypes.c_int(0)
         driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
         capability.append(value.value)
-    return Gpu(name.value.decode("utf-8", "replace"), (capability[0], capability[1]))
+    return name.value.decode("utf-8", "replace"), capability[0], capability[1]
 
 
 def mxnet_is_built_for_gpus() -> bool:
@@ -66,8 +102,7 @@ def without_code(gpus: Sequence[Gpu]) -> str | None:
         if gpu.capability[0] not in _MAJORS:
             return (
                 f"The GPU {gpu.name} has compute capability {gpu.capability[0]}.{gpu.capability[1]}, for which MXNet's "
-                "CUDA build has no code; use an instance with a V100, T4, A100, A10G, L4 or L40S (P3, G4dn, P4d, G5, "
-                "G6 or G6e), or one without a GPU."
+                f"CUDA build has no code; use {THAT_WORK}, or one without a GPU."
             )
     return None
 
@@ -80,6 +115,13 @@ def provide_driver(stub: Path = STUB) -> None:
     """
     try:
         ctypes.CDLL(_DRIVER)
-    except OSError:
-        if stub.is_file():
+    except OSError as error:
+        if stub.is_file() and "No such file" in str(error):
             ctypes.CDLL(str(stub), mode=ctypes.RTLD_GLOBAL)
+
+
+if __name__ == "__main__":
+    try:
+        print(json.dumps(_ask_driver()))
+    except (OSError, AttributeError) as error:
+        sys.exit(str(error))

@@ -1,9 +1,7 @@
 """ImageNet weights for the backbones: fetched when the image is built, or given in a channel."""
 
-import json
 import os
 import re
-import struct
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -47,13 +45,14 @@ def find(channel: Path | None, directory: Path, base_network: str) -> Path:
         When there is none, or several.
     """
     if channel is not None:
-        files = sorted(path for path in channel.rglob("*") if path.suffix in _EXTENSIONS)
-        if len(files) != 1:
-            found = ", ".join(path.name for path in files) or "none"
+        files = sorted(path for path in channel.rglob("*") if path.is_file() and not path.name.startswith("."))
+        weights = [path for path in files if path.suffix in _EXTENSIONS]
+        if len(weights) != 1:
+            found = ", ".join(path.name for path in files[:5]) or "nothing"
             raise UserError(
-                f"channel pretrained: {channel} must hold one .params or .safetensors file; it holds {found}."
+                f"{channel} of channel pretrained must hold one .params or .safetensors file; it holds {found}."
             )
-        return files[0]
+        return weights[0]
     path = directory / f"{base_network}.params"
     if not path.is_file():
         raise UserError(
@@ -76,7 +75,7 @@ def load(path: Path, base_network: str) -> Arrays:
         When the file is damaged, or an array is missing, too many, or of another shape.
     """
     arrays = _read(path)
-    layouts = _layouts(base_network)
+    layouts = [each for each in _layouts(base_network) if each.extension == path.suffix]
     layout = max(layouts, key=lambda each: len(arrays.keys() & set(each.names.values())))
     _account(path, base_network, layout, arrays)
     return {
@@ -103,6 +102,7 @@ class _Layout:
     unused : regular expression of the file's arrays that are not needed
     """
 
+    extension: str
     names: dict[str, str]
     shapes: Mapping[str, tuple[int, ...]]
     convert: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = field(default_factory=dict)
@@ -119,9 +119,9 @@ def _layouts(base_network: str) -> list[_Layout]:
     structural, legacy = backbones.gluon_names(base_network)
     torch = {name: re.sub("gamma$", "weight", re.sub("beta$", "bias", theirs)) for name, theirs in structural.items()}
     return [
-        _Layout(structural, shapes, unused=r"fc\.(weight|bias)"),
-        _Layout(legacy, shapes, unused=r"dense0_(weight|bias)"),
-        _Layout(torch, shapes, unused=r"fc\.(weight|bias)|.*\.num_batches_tracked"),
+        _Layout(".params", structural, shapes, unused=r"fc\.(weight|bias)"),
+        _Layout(".params", legacy, shapes, unused=r"dense0_(weight|bias)"),
+        _Layout(".safetensors", torch, shapes, unused=r"fc\.(weight|bias)|.*\.num_batches_tracked"),
     ]
 
 
@@ -135,8 +135,8 @@ def _vgg_layouts(shapes: Mapping[str, tuple[int, ...]]) -> list[_Layout]:
     scaled = {"conv1_1_weight": lambda weight: weight * scale}
     no_scale = frozenset({"relu4_3_scale"})
     layouts = [
-        _Layout(structural, shapes, scaled, no_scale, unused=r"init_scale|extras\..*"),
-        _Layout(legacy, shapes, scaled, no_scale, unused=r"init_scale|extra\d+_.*"),
+        _Layout(".params", structural, shapes, scaled, no_scale, unused=r"init_scale|extras\..*"),
+        _Layout(".params", legacy, shapes, scaled, no_scale, unused=r"init_scale|extra\d+_.*"),
     ]
     convolutions = [name for name in shapes if name.startswith("conv") and name.endswith("_weight")]
     convert = {
@@ -145,7 +145,10 @@ def _vgg_layouts(shapes: Mapping[str, tuple[int, ...]]) -> list[_Layout]:
         "fc6_bias": _reduce_bias,
         "fc7_bias": _reduce_bias,
     }
-    for dense, last in ((("features.31", "features.33"), "output"), (("classifier.0", "classifier.3"), "classifier.6")):
+    for extension, dense, last in (
+        (".params", ("features.31", "features.33"), "output"),
+        (".safetensors", ("classifier.0", "classifier.3"), "classifier.6"),
+    ):
         places = dict(zip(convolutions, (f"features.{index}" for index in _VGG_FEATURES), strict=True))
         places |= dict(zip(("fc6_weight", "fc7_weight"), dense, strict=True))
         names = {
@@ -154,7 +157,7 @@ def _vgg_layouts(shapes: Mapping[str, tuple[int, ...]]) -> list[_Layout]:
             for kind in ("weight", "bias")
         }
         unused = rf"{re.escape(last)}\.(weight|bias)"
-        layouts.append(_Layout(names, dict(shapes) | _DENSE, convert, unused=unused))
+        layouts.append(_Layout(extension, names, dict(shapes) | _DENSE, convert, unused=unused))
     return layouts
 
 
@@ -187,11 +190,15 @@ def _account(path: Path, base_network: str, layout: _Layout, arrays: Arrays) -> 
         for name, shape in wanted.items()
         if name in arrays and arrays[name].shape != shape
     ]
+    whole_numbers = [
+        f"{name} is of {arrays[name].dtype}" for name in wanted if name in arrays and arrays[name].dtype.kind != "f"
+    ]
     not_finite = [f"{name} is not finite" for name in wanted if name in arrays and not np.isfinite(arrays[name]).all()]
     faults = [
         *([f"{_named(missing)} missing"] if missing else []),
         *([f"{_named(extra)} not among its arrays"] if extra else []),
         *misshapen[:3],
+        *whole_numbers[:3],
         *not_finite[:3],
     ]
     if faults:
@@ -214,8 +221,8 @@ def _read(path: Path) -> Arrays:
             from safetensors.numpy import load_file
 
             try:
-                return dict(load_file(path))
-            except (SafetensorError, KeyError, TypeError) as error:
+                return {name.removeprefix("module."): array for name, array in load_file(path).items()}
+            except (SafetensorError, KeyError, TypeError, AttributeError, OSError) as error:
                 raise ValueError(str(error)) from error
         import mxnet as mx
 
@@ -226,8 +233,10 @@ def _read(path: Path) -> Arrays:
         if not isinstance(loaded, dict):
             raise ValueError("its arrays have no names")
         return {re.sub("^(arg|aux):", "", name): array.asnumpy() for name, array in loaded.items()}
-    except (ValueError, json.JSONDecodeError, struct.error) as error:
-        raise UserError(f"{path} is damaged or no file of weights ({error}); give another one.") from error
+    except ValueError as error:
+        raise UserError(
+            f"{path} is damaged, no file of weights, or not in float32 or float16 ({error}); give another one."
+        ) from error
 
 
 def fetch(directory: Path) -> None:

@@ -57,13 +57,21 @@ def main() -> int:
     except UserError as error:
         print(f"{error.prefix}: {error}", file=sys.stderr, flush=True)
         return error.exit_code
-    wrong = gpus.without_code(gpus.installed()) if gpus.mxnet_is_built_for_gpus() else None
+    wrong = _wrong_with_gpus() if gpus.mxnet_is_built_for_gpus() else None
     if wrong:
         logger.warning("%s The CPU is used.", wrong)
         hide_gpus()
     set_up_mxnet(one_shape=False)
     _Server(settings).run()
     return 0
+
+
+def _wrong_with_gpus() -> str | None:
+    """Why this machine's GPUs cannot be used; None where they can, or there are none."""
+    try:
+        return gpus.without_code(gpus.installed())
+    except UserError as error:
+        return str(error)
 
 
 class _Server(BaseApplication):  # type: ignore[misc]

@@ -16,6 +16,7 @@ from ssd_algo.data.labels import Dataset, Rules
 from ssd_algo.data.progress import Progress, silent
 from ssd_algo.data.records import read_record_channel
 from ssd_algo.errors import UserError
+from ssd_algo.model import pretrained
 
 _RECORD_TYPE = "application/x-recordio"
 _IMAGE_TYPES = ("image/jpeg", "image/png", "application/x-image")
@@ -96,6 +97,11 @@ def read(
                 f'class {identity} is "{name}", but in channel train it is "{names[identity]}"; use one name, and the '
                 "same order of classes.",
             )
+    if "pretrained" in channels and folders["pretrained"] and not channels["pretrained"].location.startswith("s3://"):
+        try:
+            pretrained.find(Path(channels["pretrained"].location), Path(), "")
+        except UserError as error:
+            findings.refuse("channel of weights", "channel pretrained", str(error))
     model = Path(channels["model"].location) if "model" in channels else None
     return TrainingData(train, validation, names, model)
 

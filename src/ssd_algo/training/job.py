@@ -18,6 +18,16 @@ from ssd_algo.training import data
 
 logger = logging.getLogger(__name__)
 
+# How MXNet, cuDNN and cuBLAS say that there is too little memory.
+_NO_MEMORY = (
+    "out of memory",
+    "bad_alloc",
+    "Failed to allocate",
+    "ALLOC_FAILED",
+    "reducing batch/model size",
+    "Create cublas handle failed",
+)
+
 
 def main() -> int:
     """Run the job of this container; returns the process's exit code."""
@@ -55,6 +65,8 @@ def run(container: Container) -> None:
     host = only_host(container)
     channels = container.channels()
     weights = None
+    if "pretrained" in channels and (not hyperparameters.use_pretrained_model or "model" in channels):
+        logger.warning("Channel pretrained is not used: use_pretrained_model is 0, or there is a channel model.")
     if hyperparameters.use_pretrained_model and "model" not in channels:
         given = Path(channels["pretrained"].location) if "pretrained" in channels else None
         weights = pretrained.find(given, container.pretrained_directory, hyperparameters.base_network)
@@ -75,6 +87,7 @@ def run(container: Container) -> None:
                 configuration=configuration,
                 data=training_data,
                 weights=weights,
+                gpus=len(found),
                 model_directory=container.model_directory,
                 packed_model=None if container.on_platform else container.packed_model,
                 started=started,
@@ -92,11 +105,12 @@ def usable_gpus() -> list[gpus.Gpu]:
     Raises
     ------
     UserError
-        When there is one that MXNet has no code for.
+        When there is one that MXNet has no code for, or the driver fails.
     """
     found = gpus.installed()
-    if found and not gpus.mxnet_is_built_for_gpus():
-        logger.warning("The GPU %s is not used: this image's MXNet is built for the CPU.", found[0].name)
+    if not gpus.mxnet_is_built_for_gpus():
+        if found:
+            logger.warning("The GPU %s is not used: this image's MXNet is built for the CPU.", found[0].name)
         return []
     wrong = gpus.without_code(found)
     if wrong:
@@ -158,10 +172,7 @@ def classify(error: Exception) -> SsdAlgoError:
             f"{error.filename} cannot be read or written ({error.strerror}); check it and its permissions."
         )
     if "no kernel image is available" in text:
-        return UserError(
-            "The GPU is of a kind that MXNet's CUDA build has no code for; use an instance with a V100, T4, A100, "
-            "A10G, L4 or L40S (P3, G4dn, P4d, G5, G6)."
-        )
+        return UserError(f"The GPU is of a kind that MXNet's CUDA build has no code for; use {gpus.THAT_WORK}.")
     if _has_no_memory(error):
         return UserError(
             "The device's memory is exhausted; lower mini_batch_size or image_shape, or use an instance "
@@ -176,7 +187,7 @@ def _has_no_memory(error: Exception) -> bool:
         return error.errno == errno.ENOMEM
     if isinstance(error, MemoryError):
         return True
-    return any(each in str(error) for each in ("out of memory", "bad_alloc", "Failed to allocate"))
+    return any(each in str(error) for each in _NO_MEMORY)
 
 
 def too_large(hyperparameters: Hyperparameters, devices: int) -> UserError:

@@ -41,6 +41,8 @@ class Job:
     data : TrainingData
     weights : Path or None
         Of the backbone, pretrained.
+    gpus : int
+        GPUs that the driver has.
     model_directory : Path
     packed_model : Path or None
         Where to pack the model when all is done; None where the platform does it.
@@ -53,6 +55,7 @@ class Job:
     configuration: dict[str, str]
     data: TrainingData
     weights: Path | None
+    gpus: int
     model_directory: Path
     packed_model: Path | None
     started: float
@@ -62,6 +65,11 @@ def train(job: Job, loader: Loader) -> None:
     """Train for all epochs or until early stopping; the best model by validation mAP is what is kept."""
     hp = job.hyperparameters
     contexts = devices()
+    if job.gpus and contexts[0].device_type == "cpu":
+        raise UserError(
+            f"The machine's driver has {job.gpus} GPUs, but CUDA 11.2 cannot use it, perhaps as it is older; use an "
+            "instance with a newer driver (450.80 or above)."
+        )
     logger.info("Using %s as training context.", contexts)
     network = build_network(hp.base_network, hp.image_shape, hp.num_classes)
     trainer = Trainer(network, starting_values(network, job), hp, contexts)
