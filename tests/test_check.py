@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from conftest import SMALL, train, write_config
@@ -309,6 +310,36 @@ def test_validation_images_count_by_themselves(tmp_path: Path) -> None:
         f"ClientError: validation/validation-0001.jpg: the {body.stat().st_size} bytes are no image that can be decoded; "
         "replace or remove the image, or allow for it with max_bad_records."
     )
+
+
+def test_a_picture_of_augmented_samples(tmp_path: Path) -> None:
+    """Twice the same for one seed; five rows of five."""
+    demo.write_channels(tmp_path / "data", 30, 1, np.random.default_rng(0))
+    pictures = []
+    for name, seed in (("a.png", 0), ("b.png", 0), ("c.png", 1)):
+        command = [
+            sys.executable,
+            "-m",
+            "ssd_algo.cli",
+            "show",
+            str(tmp_path / "data"),
+            "--output",
+            str(tmp_path / name),
+        ]
+        done = subprocess.run([*command, "--seed", str(seed), "--image-shape", "128"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == f"{tmp_path}/{name}: 25 augmented images of 30.\n"
+        pictures.append(cv2.imread(str(tmp_path / name)))
+    assert pictures[0].shape == (5 * 128, 5 * 128, 3)
+    assert (pictures[0] == pictures[1]).all()
+    assert not (pictures[0] == pictures[2]).all()
+
+
+def test_a_picture_of_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "ssd_algo.cli", "show", str(tmp_path / "validation")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stderr == "ClientError: channel train: it is missing; give its folder.\n"
+    assert done.returncode == 2
 
 
 def test_a_sixth_value_and_more_extras_are_fine(tmp_path: Path) -> None:

@@ -38,6 +38,8 @@ def test_defaults_are_the_built_ins() -> None:
         "kv_store": "device",
         "seed": 0,
         "max_bad_records": 0,
+        "augmentation": True,
+        "cache_mb": 0,
     }
 
 
@@ -147,6 +149,8 @@ def test_final_configuration_is_the_built_ins_file() -> None:
         "_begin_epoch": "0",
         "seed": "0",
         "max_bad_records": "0",
+        "augmentation": "True",
+        "cache_mb": "0",
     }
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import read_images
 
+from ssd_algo.data import images
 from ssd_algo.data.files import list_file
 from ssd_algo.data.loader import Loader, epoch_order
 from ssd_algo.data.samples import Sample
@@ -56,9 +57,9 @@ def test_batches(samples: list[Sample]) -> None:
         assert loader.steps() == 3
         batches = copies(loader, 0)
     assert [each[3].tolist() for each in batches] == [[1] * 8, [1] * 8, [1, 1] + [0] * 6]
-    for images, boxes, classes, _ in batches:
-        assert images.shape == (8, 64, 64, 3)
-        assert images.dtype == np.uint8
+    for squares, boxes, classes, _ in batches:
+        assert squares.shape == (8, 64, 64, 3)
+        assert squares.dtype == np.uint8
         real = classes >= 0
         assert real.any(axis=1).all()
         assert ((boxes >= 0) & (boxes <= 1)).all()
@@ -135,6 +136,46 @@ def test_skipped_images_leave_the_same_batches_for_any_number_of_workers(samples
         with Loader([bad, *samples[:11]], 32, 2, workers, seed=0, may_skip=1) as loader:
             outcomes.append([images.tobytes() for epoch in (0, 1) for images, *_ in copies(loader, epoch)])
     assert outcomes[0] == outcomes[1]
+
+
+def test_without_augmentation_images_are_as_served(samples: list[Sample]) -> None:
+    with Loader(samples[:5], 48, 2, workers=2, seed=0, augmented=False, shuffled=False) as loader:
+        batches = copies(loader, 0)
+    assert [weights.tolist() for *_, weights in batches] == [[1, 1], [1, 1], [1, 0]]
+    for number, sample in enumerate(samples[:5]):
+        squares, boxes, classes, _ = batches[number // 2]
+        place = number % 2
+        assert (squares[place] == images.to_square(images.decode(sample.encoded()), 48)).all()
+        assert boxes[place, : len(sample.boxes)].tolist() == sample.boxes.tolist()
+        assert classes[place, : len(sample.boxes)].tolist() == sample.classes.tolist()
+
+
+def test_a_cache_changes_nothing_but_decoding(samples: list[Sample], tmp_path: Path) -> None:
+    """At this size nothing is decoded smaller. After the first epoch the files are not needed."""
+    held = []
+    for sample in samples[:10]:
+        path = tmp_path / sample.name.replace("/", "-")
+        path.write_bytes(sample.encoded())
+        held.append(dataclasses.replace(sample, file=list_file(path)))
+    with Loader(held, 300, 4, workers=2, seed=0) as loader:
+        plain = [copies(loader, epoch) for epoch in (0, 1)]
+    with Loader(held, 300, 4, workers=2, seed=0, cache_bytes=10 * 200 * 160 * 3) as loader:
+        cached = [copies(loader, 0)]
+        for sample in held:
+            os.unlink(tmp_path / sample.name.replace("/", "-"))
+        cached.append(copies(loader, 1))
+    for one, two in zip(plain, cached, strict=True):
+        for first, second in zip(one, two, strict=True):
+            # Zoomed out images are decoded smaller without a cache: nearly the same pixels.
+            assert np.abs(first[0].astype(int) - second[0]).mean() < 3
+            assert all((a == b).all() for a, b in zip(first[1:], second[1:], strict=True))
+
+
+def test_images_that_do_not_fit_are_not_cached(samples: list[Sample], caplog: pytest.LogCaptureFixture) -> None:
+    with Loader(samples[:20], 32, 4, workers=1, seed=0, cache_bytes=1_000_000) as loader:
+        assert len(copies(loader, 0)) == 5
+    # 20 images of 200 x 160 x 3 bytes
+    assert caplog.messages == ["Decoded images are not cached: cache_mb is 1, but they take 2 MB."]
 
 
 def test_an_image_of_another_size_than_said_is_named(samples: list[Sample]) -> None:

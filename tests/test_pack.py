@@ -32,7 +32,9 @@ def pack(*arguments: object) -> "subprocess.CompletedProcess[str]":
 def read(path: Path) -> Dataset:
     findings = Findings()
     folder = list_folder("packed", path.parent)
-    alone = Folder("packed", folder.location, [file for file in folder.files if file.name.startswith(path.stem)])
+    alone = Folder(
+        "packed", folder.location, [file for file in folder.files if file.name.startswith(path.stem)], folder.file
+    )
     dataset = read_record_channel(alone, Rules(None), findings)
     assert findings == Findings()
     return dataset

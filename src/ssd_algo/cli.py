@@ -159,6 +159,37 @@ def pack(images: Path, annotations: Path, output: Path, classes: Path | None) ->
         click.echo(f"  class {identity}: {counts[identity]} objects  {dataset.class_names.get(identity, '')}".rstrip())
 
 
+@main.command()
+@click.argument("channels", nargs=-1, required=True)
+@click.option(
+    "--output", type=click.Path(dir_okay=False, path_type=Path), default=Path("augmented.png"), show_default=True
+)
+@click.option("--image-shape", type=click.IntRange(128, 4096), default=300, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+def show(channels: tuple[str, ...], output: Path, image_shape: int, seed: int) -> None:
+    """Make a picture of 25 augmented training images with their boxes.
+
+    CHANNELS are given as to `check`; only train and train_annotation are needed.
+    """
+    import cv2
+    import numpy as np
+
+    from ssd_algo.contract.container import Channel
+    from ssd_algo.data.labels import Rules
+    from ssd_algo.data.show import contact_sheet
+    from ssd_algo.training import data
+
+    named = dict(pair for channel in channels for pair in _channels_of(channel, data.CHANNELS))
+    given = {name: Channel(name, location) for name, location in named.items() if name in ("train", "train_annotation")}
+    findings = Findings()
+    dataset = data.read_training_images(given, Rules(None), findings, _progress_bar)
+    findings.raise_faults()
+    sheet = contact_sheet(dataset.samples, dataset.class_names, image_shape, 25, np.random.default_rng(seed))
+    if not cv2.imwrite(str(output), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR)):
+        raise UserError(f"{output} cannot be written; check the folder, and that the name ends in .png or .jpg.")
+    click.echo(f"{output}: 25 augmented images of {len(dataset.samples)}.")
+
+
 @main.command(hidden=True)
 @click.argument("folder", type=click.Path(path_type=Path))
 def fetch_weights(folder: Path) -> None:

@@ -119,6 +119,13 @@ class Hyperparameters(BaseModel):
         ge=0,
     )
 
+    augmentation: bool = _ours(
+        True, "Random crops, zoom, mirroring and colours in training; False trains on whole, unchanged images."
+    )
+    cache_mb: int = _ours(
+        0, "Memory for decoded training images, in MB; used when all fit. 0 decodes each image in each epoch.", ge=0
+    )
+
     @classmethod
     def parse(cls, provided: dict[str, str], gpus: int = 0) -> "Hyperparameters":
         """Parse the platform's strings, for a machine with this number of GPUs.

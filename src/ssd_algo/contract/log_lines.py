@@ -95,6 +95,10 @@ def batches_done(epoch: int, batches: int, examples: int, seconds: float) -> str
     )
 
 
+def waited(share: float) -> str:
+    return f"The training steps waited for images {100 * share:.1f} % of the epoch's time."
+
+
 def learning_rate(update: int, value: float) -> str:
     return f"Update[{update}]: Change learning rate to {value:.5e}"
 

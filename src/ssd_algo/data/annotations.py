@@ -23,6 +23,7 @@ from ssd_algo.data.labels import (
 )
 from ssd_algo.data.progress import Progress, silent
 from ssd_algo.data.samples import Sample
+from ssd_algo.data.table import SampleTable
 
 _KEYS = ("class_id", "left", "top", "width", "height")
 
@@ -55,6 +56,7 @@ def read_image_channel(
         findings.warn("files without use", f"channel {image_folder.name}", text)
     reader = _Reader(image_folder.name, annotation_folder.name, ImageIndex(image_files), rules)
     dataset = Dataset()
+    table = SampleTable(f"{image_folder.name}/", image_folder.file)
     annotated: dict[str, str] = {}
     bad: list[tuple[str, str]] = []
     with progress(f"channel {image_folder.name}", len(annotation_files)) as advance:
@@ -72,12 +74,12 @@ def read_image_channel(
             annotated[read.image] = read.where
             _add_class_names(dataset.class_names, read.class_names, read.where, findings)
             if read.sample:
-                dataset.samples.append(read.sample)
-    dataset.samples.sort(key=lambda sample: sample.name)
+                table.append(read.sample)
+    dataset.samples = table.sorted()
     dataset.skipped = len(bad)
     settle_unreadable(bad, rules, findings)
     warn_of_unused(image_files, set(annotated), image_folder.name, findings)
-    most = max((len(sample.classes) for sample in dataset.samples), default=0)
+    most = int(table.object_counts().max(initial=0))
     check_label_width(2 + 5 * most, most, image_folder.name, rules, findings)
     return dataset
 

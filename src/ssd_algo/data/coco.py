@@ -56,6 +56,7 @@ def read_coco(
     reader = _Reader(file.name, image_folder, index, class_ids, objects)
     bad: list[tuple[str, str]] = []
     annotated: set[str] = set()
+    samples: list[Sample] = []
     with progress(f"images of {image_folder.name}", len(document["images"])) as advance:
         for name, sample, found, unreadable in in_threads(reader.read, list(enumerate(document["images"]))):
             advance(1)
@@ -66,7 +67,7 @@ def read_coco(
                 findings.refuse("image annotated twice", file.name, text)
             annotated.add(name)
             if sample:
-                dataset.samples.append(sample)
+                samples.append(sample)
     identities = {_identity(each, "id") for each in document["images"]}
     for identity, entries in objects.items():
         for number, each in entries if identity not in identities else []:
@@ -75,7 +76,7 @@ def read_coco(
                 f"{file.name}, annotation {number}",
                 f"its image_id is {json.dumps(each.get('image_id'))}, which no entry of images has.",
             )
-    dataset.samples.sort(key=lambda sample: sample.name)
+    dataset.samples = sorted(samples, key=lambda sample: sample.name)
     settle_unreadable(bad, Rules(None), findings)
     warn_of_unused(list(index.by_name.values()), annotated, image_folder.name, findings)
     return dataset

@@ -54,11 +54,14 @@ class Folder:
         Its path or `s3://` address.
     files : list of File
         All files below it in the order of their names; hidden files and folders (`.name`) are left out.
+    file : callable
+        A file below it by its name.
     """
 
     name: str
     location: str
     files: list[File]
+    file: Callable[[str], File]
 
     def with_extension(self, *extensions: str) -> list[File]:
         """Files with one of the extensions (`.jpg`), in any letter case."""
@@ -122,6 +125,7 @@ def list_folder(name: str, location: str | Path) -> Folder:
         from ssd_algo.data import s3
 
         found = s3.list_files(str(location))
+        file = {each.name: each for each in found}.__getitem__
     else:
         if os.path.isfile(location):
             raise UserError(f"{location} is a file; give the folder that holds it.")
@@ -131,13 +135,18 @@ def list_folder(name: str, location: str | Path) -> Folder:
             found = _walk(str(location))
         except OSError as error:
             raise UserError(f"{error.filename} cannot be read ({error.strerror}); check its permissions.") from error
+        file = partial(_file_below, str(location))
     visible = [file for file in found if not any(part.startswith(".") for part in file.name.split("/"))]
-    return Folder(name, str(location), sorted(visible, key=lambda file: file.name))
+    return Folder(name, str(location), sorted(visible, key=lambda each: each.name), file)
 
 
-def list_file(path: Path) -> File:
-    """One file of the disk."""
-    return File(path.name, path.stat().st_size, partial(_open, path))
+def _file_below(top: str, name: str) -> File:
+    return list_file(Path(top) / name, name)
+
+
+def list_file(path: Path, name: str | None = None) -> File:
+    """One file of the disk, under its own name or another."""
+    return File(name or path.name, path.stat().st_size, partial(_open, path))
 
 
 def _open(path: str | Path) -> BinaryIO:

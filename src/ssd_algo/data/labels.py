@@ -56,14 +56,14 @@ class Dataset:
 
     Attributes
     ----------
-    samples : list of Sample, in the order of their names (of their records for RecordIO)
+    samples : Samples, in the order of their names (of their records for RecordIO)
     class_names : dict
         Class id to name, as far as the annotations give names.
     skipped : int
         Unreadable images that are left out.
     """
 
-    samples: list[Sample] = field(default_factory=list)
+    samples: Sequence[Sample] = ()
     class_names: dict[int, str] = field(default_factory=dict)
     skipped: int = 0
 

@@ -2,15 +2,19 @@
 
 Workers are forked before mxnet is imported, live through all epochs and write whole batches into shared anonymous
 memory (never `/dev/shm`, of which a container may have 64 MB); only slot numbers cross a pipe. Memory: `2 * workers`
-slots of one batch each, `B * (3 S^2 + 20 G + 4)` bytes.
+slots of one batch each, `B * (3 S^2 + 20 G)` bytes with G the most boxes of an image, whatever the number of samples; a
+worker holds one decoded image at a time. A cache takes what all images take decoded, if that is within its budget.
 """
 
 import ctypes
+import functools
+import logging
 import mmap
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, cast
@@ -20,9 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssd_algo.data import augment, images
-from ssd_algo.data.images import NotAnImage
+from ssd_algo.data.images import NotAnImage, Pixels
 from ssd_algo.data.samples import Sample, Skipped
 from ssd_algo.errors import AlgorithmError, UserError
+
+logger = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
 
@@ -46,15 +52,17 @@ class Batch:
     weights: NDArray[np.float32]
 
 
-def epoch_order(count: int, batch_size: int, seed: int, epoch: int) -> list[tuple[NDArray[np.int64], int]]:
-    """Which samples make each batch of an epoch: every sample once, shuffled over the whole set.
+def epoch_order(
+    count: int, batch_size: int, seed: int, epoch: int, shuffled: bool = True
+) -> list[tuple[NDArray[np.int64], int]]:
+    """Which samples make each batch of an epoch: every sample once, shuffled over the whole set or in order.
 
     Returns
     -------
     list of (int64 (B,) sample indices, number of them that count)
         Only the last batch may hold fewer real samples than `batch_size`; repeats fill it.
     """
-    order = np.random.default_rng([seed, epoch]).permutation(count)
+    order = np.random.default_rng([seed, epoch]).permutation(count) if shuffled else np.arange(count)
     batches = []
     for start in range(0, count, batch_size):
         real = order[start : start + batch_size]
@@ -75,13 +83,36 @@ class Loader:
         With the epoch and the sample's index it fixes each augmentation, whatever the number of workers.
     may_skip : int
         Images that may turn out not to be decodable; they weigh nothing in their batches.
+    augmented : bool
+        Otherwise an image is resized to the square, as for serving.
+    shuffled : bool
+        Otherwise samples come in their order.
+    cache_bytes : int
+        Memory for decoded images. It is used when all fit, and sizes are known; 0 for none.
+
+    Attributes
+    ----------
+    waited : float
+        Seconds that the epoch's consumer has waited for batches.
     """
 
     def __init__(
-        self, samples: Sequence[Sample], side: int, batch_size: int, workers: int, seed: int, may_skip: int = 0
+        self,
+        samples: Sequence[Sample],
+        side: int,
+        batch_size: int,
+        workers: int,
+        seed: int,
+        may_skip: int = 0,
+        augmented: bool = True,
+        shuffled: bool = True,
+        cache_bytes: int = 0,
     ) -> None:
         self._samples, self._side, self._batch_size, self._seed = samples, side, batch_size, seed
+        self._augmented, self._shuffled = augmented, shuffled
         self._skipped = Skipped(may_skip, len(samples))
+        self._cache = Cache.of(samples, cache_bytes) if cache_bytes else None
+        self.waited = 0.0
         most_boxes = max(1, *(len(sample.classes) for sample in samples))
         self._slots = [_slot(batch_size, side, most_boxes) for _ in range(2 * workers)]
         context = multiprocessing.get_context("fork")
@@ -118,7 +149,8 @@ class Loader:
         AlgorithmError
             When a worker died.
         """
-        batches = epoch_order(len(self._samples), self._batch_size, self._seed, epoch)
+        batches = epoch_order(len(self._samples), self._batch_size, self._seed, epoch, self._shuffled)
+        self.waited = 0.0
         done: dict[int, dict[int, NotAnImage]] = {}
         asked = 0
         for number, (indices, real) in enumerate(batches):
@@ -126,8 +158,10 @@ class Loader:
             while asked < min(len(batches), number + len(self._slots)):
                 self._pipes[asked % len(self._pipes)].send((asked, asked % len(self._slots), epoch, batches[asked][0]))
                 asked += 1
+            begun = time.perf_counter()
             while number not in done:
                 done |= self._finished()
+            self.waited += time.perf_counter() - begun
             weights = (np.arange(self._batch_size) < real).astype(np.float32)
             for place, reason in done.pop(number).items():
                 self._skipped.add(self._samples[indices[place]].name, reason)
@@ -180,25 +214,80 @@ class Loader:
         for place, index in enumerate(indices):
             sample = self._samples[index]
             try:
-                self._augment(batch, place, sample, np.random.default_rng([self._seed, epoch, int(index)]))
+                self._put(batch, place, int(index), sample, epoch)
             except NotAnImage as error:
                 bad[place] = error
                 batch.images[place] = 0  # whatever was there before depends on the number of slots
         return bad
 
-    def _augment(self, batch: Batch, place: int, sample: Sample, generator: np.random.Generator) -> None:
-        """Put an augmented sample into its place of a batch."""
-        encoded = sample.encoded()
-        width, height = sample.size or images.upright_size(encoded)
+    def _put(self, batch: Batch, place: int, index: int, sample: Sample, epoch: int) -> None:
+        """Put a sample into its place of a batch."""
+        if not self._augmented:
+            batch.images[place] = images.to_square(self._decoded(index, sample, sample.encoded), self._side)
+            batch.boxes[place, : len(sample.boxes)] = sample.boxes
+            batch.classes[place, : len(sample.classes)] = sample.classes
+            return
+        encoded = functools.cache(sample.encoded)
+        width, height = sample.size or images.upright_size(encoded())
         boxes = sample.boxes * np.asarray([width, height] * 2, dtype=np.float32)
-        plan = augment.draw(width, height, boxes, generator)
-        reduction = augment.reduction(plan, width, height, self._side)
-        image = images.decode(encoded, reduction)
-        sample.check_size(image.shape[1], image.shape[0], reduction)
+        plan = augment.draw(width, height, boxes, np.random.default_rng([self._seed, epoch, index]))
+        image = self._decoded(index, sample, encoded, augment.reduction(plan, width, height, self._side))
         batch.images[place] = augment.apply(image, width, height, plan, self._side)
         moved, classes = augment.move(boxes, sample.classes, plan, self._side)
         batch.boxes[place, : len(moved)] = moved / self._side
         batch.classes[place, : len(classes)] = classes
+
+    def _decoded(self, index: int, sample: Sample, encoded: Callable[[], bytes], reduction: int = 1) -> Pixels:
+        """The decoded image, from the cache if there is one."""
+        if self._cache is not None:
+            cached = self._cache.get(index)
+            if cached is not None:
+                return cached
+            reduction = 1
+        image = images.decode(encoded(), reduction)
+        sample.check_size(image.shape[1], image.shape[0], reduction)
+        if self._cache is not None:
+            self._cache.put(index, image)
+        return image
+
+
+class Cache:
+    """Decoded images in memory that forked processes share.
+
+    Parameters
+    ----------
+    sizes : int (N, 2)
+        Width and height of each.
+    """
+
+    def __init__(self, sizes: NDArray[np.int64]) -> None:
+        self._sizes = sizes
+        self._starts = np.concatenate([[0], np.cumsum(3 * sizes.prod(axis=1))])
+        self._pixels = np.frombuffer(mmap.mmap(-1, int(self._starts[-1])), dtype=np.uint8)
+        self._there = np.frombuffer(mmap.mmap(-1, len(sizes)), dtype=np.bool_)
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample], budget: int) -> "Cache | None":
+        """A cache for all images; None, with a warning, where they take more bytes or a size is not known."""
+        sizes = np.asarray([sample.size or (0, 0) for sample in samples], dtype=np.int64).reshape(-1, 2)
+        total = int(3 * sizes.prod(axis=1).sum())
+        if total > budget or not sizes.all():
+            needs = f"they take {total / 1e6:.0f} MB" if sizes.all() else "their sizes are not known beforehand"
+            logger.warning("Decoded images are not cached: cache_mb is %d, but %s.", budget // 10**6, needs)
+            return None
+        return cls(sizes)
+
+    def get(self, index: int) -> Pixels | None:
+        """An image, if it has been put."""
+        if not self._there[index]:
+            return None
+        width, height = self._sizes[index]
+        return self._pixels[self._starts[index] : self._starts[index + 1]].reshape(height, width, 3)
+
+    def put(self, index: int, image: Pixels) -> None:
+        """Keep an image; processes that put the same one at the same time do no harm."""
+        self._pixels[self._starts[index] : self._starts[index + 1]] = image.reshape(-1)
+        self._there[index] = True
 
 
 def _slot(batch_size: int, side: int, most_boxes: int) -> Batch:

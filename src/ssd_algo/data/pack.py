@@ -1,6 +1,7 @@
 """Folders of labelled images to a RecordIO file."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from ssd_algo.data import coco, recordio, voc
@@ -53,7 +54,7 @@ def read(
     return Dataset()
 
 
-def write(samples: list[Sample], path: Path, progress: Progress = silent) -> None:
+def write(samples: Sequence[Sample], path: Path, progress: Progress = silent) -> None:
     """Write samples as a RecordIO file and its index (`.idx`: number and offset of each record).
 
     Encoded images go into it as they are, images without objects too. The same samples make the same bytes. Both files

@@ -10,6 +10,7 @@ from ssd_algo.data.findings import Findings
 from ssd_algo.data.labels import Dataset, Label, Rules, check_label_width, check_objects, settle_unreadable
 from ssd_algo.data.progress import Progress, silent
 from ssd_algo.data.samples import Sample
+from ssd_algo.data.table import SampleTable
 
 
 def read_record_channel(folder: Folder, rules: Rules, findings: Findings, progress: Progress = silent) -> Dataset:
@@ -25,7 +26,8 @@ def read_record_channel(folder: Folder, rules: Rules, findings: Findings, progre
         )
         return Dataset()
     name = f"{folder.name}/{files[0].name}"
-    dataset = Dataset(class_names=_class_names(folder, files[0]))
+    table = SampleTable(name, files[0])
+    dataset = Dataset(table, _class_names(folder, files[0]))
     pictures = folder.with_extension(*images.EXTENSIONS)
     if pictures:
         text = f"it also holds {len(pictures)} images ({pictures[0].name}, ...), which are not read: {name} is."
@@ -43,12 +45,15 @@ def read_record_channel(folder: Folder, rules: Rules, findings: Findings, progre
                     record = recordio.unpack(payload)
                 except recordio.BadLabel as error:
                     findings.refuse(error.rule, where, f"{error}; correct the label and pack the file again.")
+                    table.leave_out()
                     continue
                 if record.label_width > widest:
                     widest, most = record.label_width, len(record.classes)
                 sample = _sample(where, files[0], offset, record, rules, findings, bad)
                 if sample:
-                    dataset.samples.append(sample)
+                    table.append(sample)
+                else:
+                    table.leave_out()
         except recordio.BrokenRecord as error:
             findings.refuse(
                 "broken record",

@@ -49,6 +49,7 @@ def read_voc(
     reader = _Reader(image_folder, index, known)
     dataset = Dataset(class_names={number: printable(name) for number, name in enumerate(known)})
     annotated: set[str] = set()
+    samples: list[Sample] = []
     bad: list[tuple[str, str]] = []
     with progress(f"images of {image_folder.name}", len(parsed)) as advance:
         for each, sample in zip(parsed, in_threads(reader.read, parsed), strict=True):
@@ -60,8 +61,8 @@ def read_voc(
                 findings.refuse("image annotated twice", each.where, text)
             annotated.add(each.name)
             if sample:
-                dataset.samples.append(sample)
-    dataset.samples.sort(key=lambda sample: sample.name)
+                samples.append(sample)
+    dataset.samples = sorted(samples, key=lambda sample: sample.name)
     settle_unreadable(bad, Rules(None), findings)
     warn_of_unused(list(index.by_name.values()), annotated, image_folder.name, findings)
     return dataset

@@ -1,6 +1,6 @@
 """From encoded images to detections, the same for validation and for serving."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,12 +66,12 @@ class Predictor:
         image = images.decode(encoded)
         return Picture(images.to_square(image, self.image_shape), width=image.shape[1], height=image.shape[0])
 
-    def detect(self, pictures: Sequence[Picture]) -> list[Detections]:
-        """Detections of each picture."""
-        logits, offsets = self._engine(np.stack([picture.square for picture in pictures]))
+    def detect(self, squares: NDArray[np.uint8]) -> list[Detections]:
+        """Detections of each square, (B, S, S, 3) RGB."""
+        logits, offsets = self._engine(squares)
         return [
             select(logits[index], offsets[index], self._anchors, self._nms_threshold, self._nms_topk)
-            for index in range(len(pictures))
+            for index in range(len(squares))
         ]
 
 

@@ -42,13 +42,13 @@ class InferenceThread:
             raise NotReady("The model is still being loaded; try again when /ping answers 200.")
         predictor = self.loading.result()
         picture = predictor.prepare(encoded)
-        (detections,) = self._executor.submit(predictor.detect, [picture]).result()
+        (detections,) = self._executor.submit(predictor.detect, picture.square[None]).result()
         return picture, detections
 
 
 def _load_and_warm(load: Callable[[], Predictor]) -> Predictor:
     predictor = load()
     side = predictor.image_shape
-    predictor.detect([Picture(np.zeros((side, side, 3), dtype=np.uint8), side, side)])
+    predictor.detect(np.zeros((1, side, side, 3), dtype=np.uint8))
     logger.info("The model is ready.")
     return predictor

@@ -15,6 +15,7 @@ from ssd_algo.data.findings import Findings
 from ssd_algo.data.labels import Dataset, Rules
 from ssd_algo.data.progress import Progress, silent
 from ssd_algo.data.records import read_record_channel
+from ssd_algo.data.table import SampleTable
 from ssd_algo.errors import UserError
 from ssd_algo.model import pretrained
 
@@ -59,6 +60,9 @@ def check(
     findings = Findings()
     data = read(channels, rules, findings, progress, thorough)
     duplicates = check_duplicates(data.train, data.validation, findings)
+    for samples in (data.train.samples, data.validation.samples):
+        if isinstance(samples, SampleTable):
+            samples.settle()
     described = {}
     for name in _READ:
         dataset: Dataset = getattr(data, name)
@@ -104,6 +108,18 @@ def read(
             findings.refuse("channel of weights", "channel pretrained", str(error))
     model = Path(channels["model"].location) if "model" in channels else None
     return TrainingData(train, validation, names, model)
+
+
+def read_training_images(
+    channels: dict[str, Channel], rules: Rules, findings: Findings, progress: Progress = silent
+) -> Dataset:
+    """Read channel train, with its annotations, alone; what breaks a rule is reported."""
+    folders = {name: _list(channel, findings) for name, channel in channels.items()}
+    if "train" not in channels:
+        findings.refuse("missing channel", "channel train", "it is missing; give its folder.")
+    elif _check_format(channels, folders, "train", findings):
+        return _read(channels, folders, "train", rules, findings, progress)
+    return Dataset()
 
 
 def _check_names(channels: dict[str, Channel], findings: Findings) -> None:

@@ -75,10 +75,11 @@ def run(container: Container) -> None:
     samples = training_data.train.samples
     logger.info("Training on %d images, validating on %d.", len(samples), len(training_data.validation.samples))
     set_up_mxnet(one_shape=True)
-    may_skip = hyperparameters.max_bad_records - training_data.train.skipped
-    batch = (hyperparameters.image_shape, hyperparameters.mini_batch_size)
     try:
-        with Loader(samples, *batch, available_cpus(), hyperparameters.seed, may_skip) as loader:
+        with (
+            training_loader(training_data, hyperparameters) as loader,
+            validation_loader(training_data, hyperparameters, len(found)) as validation,
+        ):
             from ssd_algo.training import loop  # mxnet starts here: the loader's processes have been forked before
 
             job = loop.Job(
@@ -92,11 +93,39 @@ def run(container: Container) -> None:
                 packed_model=None if container.on_platform else container.packed_model,
                 started=started,
             )
-            loop.train(job, loader)
+            loop.train(job, loader, validation)
     except Exception as error:
         if _has_no_memory(error):
             raise too_large(hyperparameters, len(found)) from error
         raise
+
+
+def training_loader(training_data: data.TrainingData, hyperparameters: Hyperparameters) -> Loader:
+    """Batches to train on."""
+    return Loader(
+        training_data.train.samples,
+        hyperparameters.image_shape,
+        hyperparameters.mini_batch_size,
+        available_cpus(),
+        hyperparameters.seed,
+        may_skip=hyperparameters.max_bad_records - training_data.train.skipped,
+        augmented=hyperparameters.augmentation,
+        cache_bytes=hyperparameters.cache_mb * 10**6,
+    )
+
+
+def validation_loader(training_data: data.TrainingData, hyperparameters: Hyperparameters, gpus: int) -> Loader:
+    """Batches to score, in order: what one device holds in training, as validation runs on one."""
+    return Loader(
+        training_data.validation.samples,
+        hyperparameters.image_shape,
+        -(-hyperparameters.mini_batch_size // max(1, gpus)),
+        available_cpus(),
+        hyperparameters.seed,
+        may_skip=hyperparameters.max_bad_records - training_data.validation.skipped,
+        augmented=False,
+        shuffled=False,
+    )
 
 
 def usable_gpus() -> list[gpus.Gpu]:

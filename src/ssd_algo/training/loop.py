@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from ssd_algo.contract import log_lines
 from ssd_algo.contract.hyperparameters import Hyperparameters
 from ssd_algo.data.loader import Loader
-from ssd_algo.data.samples import Skipped
 from ssd_algo.errors import UserError
 from ssd_algo.evaluation.evaluate import Score, evaluate
 from ssd_algo.inference.engines import devices
@@ -61,7 +60,7 @@ class Job:
     started: float
 
 
-def train(job: Job, loader: Loader) -> None:
+def train(job: Job, loader: Loader, validation: Loader) -> None:
     """Train for all epochs or until early stopping; the best model by validation mAP is what is kept."""
     hp = job.hyperparameters
     contexts = devices()
@@ -75,16 +74,14 @@ def train(job: Job, loader: Loader) -> None:
     trainer = Trainer(network, starting_values(network, job), hp, contexts)
     predictor = Predictor(trainer.engine(), network.anchors, hp.image_shape, hp.nms_threshold, hp.nms_topk)
     symbol = deploy_symbol(network, hp.num_classes, hp.nms_threshold, hp.nms_topk)
-    share = -(-hp.mini_batch_size // len(contexts))  # validation runs on one device, with what it holds in training
-    validation = job.data.validation
-    skipped = Skipped(hp.max_bad_records - validation.skipped, len(validation.samples))
     scores: list[float] = []
     ready = time.time()
     _print_metrics(job, job.started, {"Total Records Seen": 0}, Meta="init_train_data_iter")
     for epoch in range(hp.epochs):
         begun = time.time()
         result = trainer.train_epoch(epoch, loader.epoch(epoch))
-        score = evaluate(predictor, validation.samples, share, hp.overlap_threshold, skipped)
+        logger.info(log_lines.waited(loader.waited / result.seconds))
+        score = evaluate(predictor, job.data.validation.samples, validation.epoch(0), hp.overlap_threshold)
         _log_epoch(job, epoch, result, score)
         if not scores or score.mean > max(scores):
             values = finite(trainer.values(), epoch, hp)
