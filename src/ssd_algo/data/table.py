@@ -61,8 +61,7 @@ class SampleTable(Sequence[Sample]):
         self._fingerprints = bytearray()
         self._names, self._difficult = bytearray(bytes(self._names)), bytearray(bytes(self._difficult))
         for name in ("_name_ends", "_offsets", "_object_ends", "_sides", "_boxes", "_classes"):
-            column = getattr(self, name)
-            setattr(self, name, array(column.typecode, column.tobytes()))
+            setattr(self, name, getattr(self, name)[:])  # a slice is given just what it holds
 
     def sorted(self) -> "SampleTable":
         """The same samples in the order of their names."""
