@@ -8,6 +8,7 @@ figure. Each side runs in a process of its own, pinned to one core but for the t
 
 import argparse
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from ssd_algo.data import recordio
 from ssd_algo.data.files import list_file
 from ssd_algo.data.loader import Loader
 from ssd_algo.data.samples import Sample
+from ssd_algo.data.table import SampleTable
 
 SIDE = 300
 BATCH = 16
@@ -54,6 +56,8 @@ def main() -> None:
                 ("raw of 12 megapixels", "raw", phone, 1),
                 ("two workers", "two", coco, 2),
                 ("handing over", "handing", coco, 1),
+                ("memory of few", "few", coco, 1),
+                ("memory of many", "many", coco, 1),
             ):
                 seen.setdefault(name, []).append(in_process(side, folder, cores))
     print(json.dumps({name: [round(each, 3) for each in rates] for name, rates in seen.items()}), file=sys.stderr)
@@ -65,6 +69,7 @@ def main() -> None:
     figure("times_raw_decode_of_12_megapixels", middle["ours of 12 megapixels"] / middle["raw of 12 megapixels"], 1.6)
     figure("two_workers_on_two_cores_to_one_on_one", middle["two workers"] / middle["ours"], 1.8)
     figure("handing_over_share_of_making", middle["handing over"], 0.03, "lower")
+    figure("worker_memory_for_100_times_the_samples", middle["memory of many"] / middle["memory of few"], None, "lower")
 
 
 def in_process(side: str, folder: Path, cores: int) -> float:
@@ -138,6 +143,24 @@ def handing_over(samples: list[Sample]) -> float:
     seconds = BATCH / ours(samples)
     Loader._fill = lambda *_: {}  # type: ignore[method-assign]
     return (BATCH / ours(samples)) / seconds
+
+
+def memory(samples: list[Sample], times: int = 1) -> float:
+    """Memory that a worker has for itself after an epoch's batches, in MB."""
+    by_name = {sample.name: sample.file for sample in samples}
+    table = SampleTable("", by_name.__getitem__)
+    for sample in samples * times:
+        table.append(sample)
+    with Loader(table, SIDE, BATCH, 1, seed=0) as loader:
+        for _, _batch in zip(range(30), loader.epoch(0), strict=False):
+            pass
+        (worker,) = multiprocessing.active_children()
+        lines = Path(f"/proc/{worker.pid}/smaps_rollup").read_text().splitlines()
+        return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1000
+
+
+def memory_of_many(samples: list[Sample]) -> float:
+    return memory(samples, times=100)
 
 
 def raw_decode(samples: list[Sample]) -> float:
@@ -245,6 +268,8 @@ SIDES = {
     "ours": ours,
     "two": two_workers,
     "handing": handing_over,
+    "few": memory,
+    "many": memory_of_many,
     "raw": raw_decode,
     "gluoncv": gluoncv_transform,
     "iterator": record_iterator,

@@ -51,6 +51,38 @@ def test_kinds(encoded: bytes, left: tuple[int, ...] | None, right: tuple[int, .
         assert decoded[10, 35] == pytest.approx(right, abs=3)
 
 
+@pytest.mark.parametrize("reduction", [2, 4, 8])
+@pytest.mark.parametrize(
+    ("mode", "kind", "options"),
+    [
+        ("RGB", "JPEG", {}),
+        ("RGB", "JPEG", {"progressive": True}),
+        ("CMYK", "JPEG", {}),
+        ("L", "JPEG", {}),
+        ("RGB", "PNG", {}),
+        ("RGBA", "PNG", {}),
+    ],
+    ids=["jpeg", "progressive", "cmyk", "gray", "png", "rgba"],
+)
+def test_decoded_smaller(mode: str, kind: str, options: dict[str, object], reduction: int) -> None:
+    """Sides are rounded up, other kinds come out whole; what is seen is the same. 401 x 203 pixels."""
+    rows, columns = np.mgrid[0:203, 0:401]
+    smooth = np.stack([rows, columns * 255 // 401, (rows + columns) // 3], axis=2).astype(np.uint8)
+    encoded = encode(Image.fromarray(smooth).convert(mode), kind, **options)
+    whole, smaller = images.decode(encoded), images.decode(encoded, reduction)
+    assert smaller.shape == ((-(-203 // reduction), -(-401 // reduction), 3) if kind == "JPEG" else whole.shape)
+    back = np.asarray(Image.fromarray(smaller).resize((401, 203)))
+    assert np.abs(back.astype(int) - whole).mean() < 4
+
+
+def test_a_turned_image_decoded_smaller() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    encoded = encode(PICTURE, "JPEG", exif=exif)
+    assert images.decode(encoded, 2).shape == (20, 10, 3)
+    assert images.upright_size(encoded) == (20, 40)
+
+
 # EXIF orientation -> where the red (left) half of the stored picture is seen.
 @pytest.mark.parametrize(
     ("orientation", "size", "red_at"),

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import read_images
+from PIL import Image
 
 from ssd_algo.data import images
 from ssd_algo.data.files import list_file
@@ -150,6 +151,17 @@ def test_without_augmentation_images_are_as_served(samples: list[Sample]) -> Non
         assert classes[place, : len(sample.boxes)].tolist() == sample.classes.tolist()
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_large_images_of_odd_sizes(kind: str, tmp_path: Path) -> None:
+    """Many times the square: JPEGs are decoded smaller, PNGs are not."""
+    pixels = np.random.default_rng(0).integers(0, 255, (403, 601, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a", kind)
+    boxes = np.asarray([[0.2, 0.2, 0.8, 0.8]], dtype=np.float32)
+    large = Sample("a", list_file(tmp_path / "a"), -1, boxes, np.asarray([0]), np.asarray([False]), (601, 403))
+    with Loader([large] * 40, 32, 8, workers=1, seed=0) as loader:
+        assert sum(weights.sum() for *_, weights in copies(loader, 0)) == 40
+
+
 def test_a_cache_changes_nothing_but_decoding(samples: list[Sample], tmp_path: Path) -> None:
     """At this size nothing is decoded smaller. After the first epoch the files are not needed."""
     held = []
@@ -183,8 +195,8 @@ def test_an_image_of_another_size_than_said_is_named(samples: list[Sample]) -> N
     with Loader([bad], 32, 1, workers=1, seed=0) as loader, pytest.raises(UserError) as caught:
         list(loader.epoch(0))
     assert str(caught.value) == (
-        "a.jpg: its annotation gives an image_size of 7 x 8, but the image is 200 x 160 pixels upright (EXIF orientation "
-        "applied); correct one of them."
+        "a.jpg: its annotation gives an image_size of 7 x 8, but the image is not of that size; it is 200 x 160 pixels "
+        "upright (EXIF orientation applied). Correct one of them."
     )
 
 

@@ -1,12 +1,14 @@
 """`train` through its front door: real folders, the real script, its log, its artifact."""
 
 import json
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SMALL, Run, read_images, train, write_config
+from conftest import SMALL, TRAIN, Run, environment, read_images, train, write_config
 
 from ssd_algo import demo
 from ssd_algo.contract.log_lines import METRIC_DEFINITIONS
@@ -95,6 +97,38 @@ def test_images_without_objects_are_trained_on_and_scored(tmp_path: Path) -> Non
     run = train(tmp_path, SMALL | {"mini_batch_size": "4"})
     assert run.code == 0, run.err
     assert "Training on 8 images, validating on 4." in run.out
+
+
+def test_the_log_says_how_long_the_steps_waited(trained: Run) -> None:
+    shares = re.findall(r"The training steps waited for images (\d+\.\d) % of the epoch's time\.", trained.out)
+    assert len(shares) == 8
+    assert all(0 <= float(share) <= 100 for share in shares)
+
+
+def test_without_augmentation_and_with_a_cache(base: Path) -> None:
+    """Whole images, decoded once: the second epoch's losses are those of the same pixels, and lower."""
+    run = train(base, SMALL | {"augmentation": "false", "cache_mb": "10", "epochs": "2"})
+    assert run.code == 0, run.err
+    assert "not cached" not in run.out
+    without = train(base, SMALL | {"augmentation": "false", "epochs": "2"})
+    assert losses(run) == losses(without)
+    assert losses(run) != losses(train(base, SMALL | {"epochs": "2"}))
+
+
+def test_sigterm_leaves_no_process_behind(base: Path) -> None:
+    write_config(base, "hyperparameters", SMALL | {"epochs": "1000"})
+    with subprocess.Popen(
+        TRAIN, env=environment(base), stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "as training context" in line:
+                break
+        process.terminate()
+        process.stdout.read()  # ends when the last process that holds it does
+        assert process.wait(60) == 0
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
 
 
 def test_on_the_platform_the_artifact_is_not_packed(base: Path) -> None:

@@ -20,6 +20,7 @@ EXTENSIONS = (".jpg", ".jpeg", ".png")
 _EXIF_ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
 
+_JPEG_MAGIC = b"\xff\xd8"
 _REDUCED = {
     1: cv2.IMREAD_COLOR,
     2: cv2.IMREAD_REDUCED_COLOR_2,
@@ -46,7 +47,7 @@ def decode(encoded: bytes, reduction: int = 1) -> Pixels:
     Parameters
     ----------
     reduction : 1, 2, 4 or 8
-        By how much the sides are to be smaller, rounded up. For JPEG that saves most of the work.
+        By how much the sides of a JPEG are to be smaller, rounded up, which saves work. Other kinds come out whole.
 
     Returns
     -------
@@ -57,7 +58,8 @@ def decode(encoded: bytes, reduction: int = 1) -> Pixels:
     NotAnImage
     """
     try:
-        decoded = cv2.imdecode(np.frombuffer(encoded, dtype=np.uint8), _REDUCED[reduction]) if encoded else None
+        flags = _REDUCED[reduction if encoded.startswith(_JPEG_MAGIC) else 1]
+        decoded = cv2.imdecode(np.frombuffer(encoded, dtype=np.uint8), flags) if encoded else None
     except cv2.error as error:
         raise NotAnImage(f"the image cannot be decoded ({error.err})") from error
     if decoded is None:

@@ -56,17 +56,21 @@ class Sample:
             return recordio.unpack(recordio.read_record(file, self.file.size)).image
 
     def check_size(self, width: int, height: int, reduction: int = 1) -> None:
-        """Compare the decoded image's size with what was said of it; it may be smaller by `images.decode`'s reduction.
+        """Compare the decoded image's size with what was said of it; it may be smaller by a reduction, rounded up.
 
         Raises
         ------
         UserError
         """
-        if self.size and (-(-self.size[0] // reduction), -(-self.size[1] // reduction)) != (width, height):
+        if self.size is None:
+            return
+        smaller = (-(-self.size[0] // reduction), -(-self.size[1] // reduction))
+        if (width, height) not in (self.size, smaller):
             raise UserError(
-                f"{self.name}: its annotation gives an image_size of {self.size[0]} x {self.size[1]}, but the image is "
-                f"{width * reduction} x {height * reduction} pixels upright (EXIF orientation applied); correct one of "
-                "them."
+                f"{self.name}: its annotation gives an image_size of {self.size[0]} x {self.size[1]}, but the image is not "
+                f"of that size; it is {width} x {height} pixels upright (EXIF orientation applied)"
+                + (f" at a {reduction}th of its own" if reduction > 1 else "")
+                + ". Correct one of them."
             )
 
 
