@@ -36,6 +36,7 @@ docs: install
 # DATA: a folder with the four channels of the image format, three classes.
 bench: install
 	$(BIN)/python benchmarks/check.py
+	$(BIN)/python benchmarks/input_pipeline.py
 	$(BIN)/python benchmarks/accuracy.py $(DATA)
 
 # --network host: builds need the package registry also where the engine's bridge has no way out.

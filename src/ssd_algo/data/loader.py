@@ -54,19 +54,22 @@ class Batch:
 
 def epoch_order(
     count: int, batch_size: int, seed: int, epoch: int, shuffled: bool = True
-) -> list[tuple[NDArray[np.int64], int]]:
+) -> list[tuple[NDArray[np.uint32], int]]:
     """Which samples make each batch of an epoch: every sample once, shuffled over the whole set or in order.
 
     Returns
     -------
-    list of (int64 (B,) sample indices, number of them that count)
+    list of (uint32 (B,) sample indices, number of them that count)
         Only the last batch may hold fewer real samples than `batch_size`; repeats fill it.
     """
-    order = np.random.default_rng([seed, epoch]).permutation(count) if shuffled else np.arange(count)
+    order = np.arange(count, dtype=np.uint32)
+    if shuffled:
+        np.random.default_rng([seed, epoch]).shuffle(order)
     batches = []
     for start in range(0, count, batch_size):
         real = order[start : start + batch_size]
-        batches.append((np.resize(np.concatenate([real, order]), batch_size), len(real)))
+        whole = real if len(real) == batch_size else np.resize(np.concatenate([real, order]), batch_size)
+        batches.append((whole, len(real)))
     return batches
 
 
@@ -206,7 +209,7 @@ class Loader:
                 result = AlgorithmError(f"Loading images failed: {type(error).__name__}: {error}")
             pipe.send((number, result))
 
-    def _fill(self, batch: Batch, epoch: int, indices: NDArray[np.int64]) -> dict[int, NotAnImage]:
+    def _fill(self, batch: Batch, epoch: int, indices: NDArray[np.uint32]) -> dict[int, NotAnImage]:
         """Make a batch; returns the places whose image cannot be decoded."""
         batch.boxes[:] = 0
         batch.classes[:] = -1

@@ -67,8 +67,8 @@ class Sample:
         smaller = (-(-self.size[0] // reduction), -(-self.size[1] // reduction))
         if (width, height) not in (self.size, smaller):
             raise UserError(
-                f"{self.name}: its annotation gives an image_size of {self.size[0]} x {self.size[1]}, but the image is not "
-                f"of that size; it is {width} x {height} pixels upright (EXIF orientation applied)"
+                f"{self.name}: its annotation gives an image_size of {self.size[0]} x {self.size[1]}, but the image is "
+                f"not of that size; it is {width} x {height} pixels upright (EXIF orientation applied)"
                 + (f" at a {reduction}th of its own" if reduction > 1 else "")
                 + ". Correct one of them."
             )

@@ -17,7 +17,7 @@ _MOST = 65535  # pixels of a side that a column holds; larger ones count as not 
 class SampleTable(Sequence[Sample]):
     """The samples of a channel.
 
-    Beside labels and paths a sample takes 16 bytes in a RecordIO file and 12 as an image, and 16 more for its
+    Beside labels and paths a sample takes 12 bytes (16 in a RecordIO file of more than 16 GB), and 16 more for its
     fingerprint until `settle`. So a million samples are no burden to processes that share the table.
 
     Parameters
@@ -31,7 +31,9 @@ class SampleTable(Sequence[Sample]):
     def __init__(self, prefix: str, file: Callable[[str], File] | File) -> None:
         self._prefix, self._file = prefix, file
         self._names = bytearray()
-        self._name_ends, self._offsets, self._object_ends = array("I"), array("Q"), array("I")
+        self._name_ends, self._object_ends = array("I"), array("I")
+        large = isinstance(file, File) and file.size >= 1 << 34
+        self._offsets = array("Q" if large else "I")  # of 4 bytes: records begin there
         self._sides = array("H")
         self._boxes, self._classes, self._difficult = array("f"), array("i"), bytearray()
         self._fingerprints = bytearray()
@@ -43,7 +45,7 @@ class SampleTable(Sequence[Sample]):
             self._names += sample.name[len(self._prefix) :].encode("utf-8", "surrogateescape")
             self._name_ends.append(len(self._names))
         else:
-            self._offsets.append(sample.offset)
+            self._offsets.append(sample.offset // 4)
         known = sample.size and max(sample.size) <= _MOST
         self._sides.extend(sample.size if known and sample.size else (0, 0))
         self._boxes.frombytes(np.ascontiguousarray(sample.boxes, dtype=np.float32).tobytes())
@@ -111,7 +113,7 @@ class SampleTable(Sequence[Sample]):
     def _place(self, index: int) -> tuple[str, File, int]:
         """Name, file and offset of a sample."""
         if isinstance(self._file, File):
-            number, offset = index + bisect_right(self._left_out, index), self._offsets[index]
+            number, offset = index + bisect_right(self._left_out, index), 4 * self._offsets[index]
             return f"{self._prefix}, record {number} at byte {offset}", self._file, offset
         begin, end = (self._name_ends[index - 1] if index else 0), self._name_ends[index]
         name = self._names[begin:end].decode("utf-8", "surrogateescape")
