@@ -92,6 +92,23 @@ def test_mirror_by_hand_and_twice() -> None:
     assert (back == boxes).all()
 
 
+@pytest.mark.parametrize(("width", "height"), [(640, 427), (100, 80), (32, 32), (5, 3)])
+def test_crops_show_no_fill(width: int, height: int) -> None:
+    """Fill is for what lies beyond the image."""
+    image = np.full((height, width, 3), 255, dtype=np.uint8)
+    boxes = np.asarray([[0.3 * width, 0.3 * height, 0.7 * width, 0.7 * height]], dtype=np.float32)
+    generator = np.random.default_rng(0)
+    seen = 0
+    for _ in range(400):
+        plan = augment.draw(width, height, boxes, generator)
+        if min(plan.window[:2]) < 0 or plan.window[2] > width or plan.window[3] > height:
+            continue
+        seen += 1
+        square = augment.cut(image, plan.window, 300, plan.interpolation)
+        assert square.min() == 255
+    assert seen > 100
+
+
 def test_zoom_out_shows_the_fill() -> None:
     image = np.full((10, 10, 3), 200, dtype=np.uint8)
     square = augment.cut(image, (-10, -10, 30, 30), 80, 1)

@@ -4,6 +4,8 @@ import dataclasses
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from PIL import Image
 
 from ssd_algo.data import images
 from ssd_algo.data.files import list_file
-from ssd_algo.data.loader import Loader, epoch_order
+from ssd_algo.data.loader import Loader, batch_at, epoch_order
 from ssd_algo.data.samples import Sample
 from ssd_algo.errors import AlgorithmError, UserError
 
@@ -30,15 +32,20 @@ def copies(loader: Loader, epoch: int) -> list[tuple[np.ndarray, ...]]:
     ]
 
 
+def batches_of(count: int, batch_size: int, seed: int = 0, epoch: int = 0) -> list[tuple[np.ndarray, int]]:
+    order = epoch_order(count, seed, epoch)
+    return [batch_at(order, number, batch_size) for number in range(-(-count // batch_size))]
+
+
 def test_every_sample_counts_once_an_epoch() -> None:
-    batches = epoch_order(10, 4, seed=0, epoch=0)
+    batches = batches_of(10, 4)
     assert [real for _, real in batches] == [4, 4, 2]
     assert all(len(indices) == 4 for indices, _ in batches)
     assert sorted(index for indices, real in batches for index in indices[:real]) == list(range(10))
 
 
 def test_a_batch_larger_than_the_set() -> None:
-    ((indices, real),) = epoch_order(3, 8, seed=0, epoch=0)
+    ((indices, real),) = batches_of(3, 8)
     assert real == 3
     assert len(indices) == 8
     assert set(indices) == {0, 1, 2}
@@ -46,11 +53,40 @@ def test_a_batch_larger_than_the_set() -> None:
 
 def test_epochs_differ_and_repeat_with_the_seed() -> None:
     def order(seed: int, epoch: int) -> list[int]:
-        return [int(index) for indices, _ in epoch_order(50, 10, seed, epoch) for index in indices]
+        return epoch_order(50, seed, epoch).tolist()
 
     assert order(0, 0) == order(0, 0)
     assert order(0, 0) != order(0, 1)
     assert order(0, 0) != order(1, 0)
+    assert epoch_order(50, 0, 0).nbytes == 4 * 50
+
+
+def test_a_loader_that_nobody_closes_ends_with_its_process(tmp_path: Path) -> None:
+    """Also one whose making was interrupted."""
+    code = (
+        "import numpy as np\n"
+        "from ssd_algo import demo\n"
+        "from ssd_algo.data.files import list_file\n"
+        "from ssd_algo.data.loader import Loader\n"
+        "from ssd_algo.data.samples import Sample\n"
+        "import pathlib, sys\n"
+        "none = np.zeros(0, dtype=np.int64)\n"
+        "sample = Sample('a', list_file(pathlib.Path(sys.argv[1])), -1, np.zeros((0, 4), np.float32), none, none > 0)\n"
+        "loader = Loader([sample], 32, 1, 2, 0)\n"
+    )
+    (tmp_path / "a.jpg").write_bytes(b"")
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.jpg")], timeout=60)
+    assert done.returncode == 0
+
+
+def test_a_worker_that_died_while_nothing_was_asked(samples: list[Sample]) -> None:
+    with Loader(samples, 32, 4, workers=1, seed=0) as loader:
+        (worker,) = multiprocessing.active_children()
+        worker.kill()
+        worker.join()
+        with pytest.raises(AlgorithmError) as caught:
+            list(loader.epoch(0))
+    assert str(caught.value) == "A process that loads images ended with exit code -9, perhaps for want of memory."
 
 
 def test_batches(samples: list[Sample]) -> None:

@@ -6,6 +6,7 @@ size, is resized once, and photometric work is one matrix on the final square. E
 from the generator passed in.
 """
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -54,7 +55,7 @@ class Plan:
 def draw(width: int, height: int, boxes: Boxes, generator: np.random.Generator) -> Plan:
     """A random plan for an image of this size with these boxes, (R, 4) in its pixels."""
     return Plan(
-        window=draw_window(width, height, boxes, generator),
+        window=_whole_pixels(draw_window(width, height, boxes, generator)),
         interpolation=_INTERPOLATIONS[int(generator.integers(len(_INTERPOLATIONS)))],
         mirrored=bool(generator.random() < 0.5),
         colours=draw_colours(generator),
@@ -84,6 +85,12 @@ def move(boxes: Boxes, classes: NDArray[np.int64], plan: Plan, side: int) -> tup
     """The boxes (R, 4) in pixels of the source that a plan leaves, (K, 4) in those of the square, and their classes."""
     boxes, classes = into_window(boxes, classes, plan.window, side)
     return (mirror_boxes(boxes, side) if plan.mirrored else boxes), classes
+
+
+def _whole_pixels(window: Window) -> Window:
+    """The window up to whole pixels around it, so that boxes and pixels are cut at the same place."""
+    left, top, right, bottom = window
+    return (math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom))
 
 
 def draw_window(width: int, height: int, boxes: Boxes, generator: np.random.Generator) -> Window:
@@ -187,8 +194,9 @@ def _span(start: float, end: float, length: int, side: int) -> tuple[int, int, i
     """Along one axis: which pixels of the image the window shows, from and to, and where they come in the square."""
     first, last = max(0, round(start)), min(length, max(round(start) + 1, round(end)))
     scale = side / (end - start)
-    to_first = min(side - 1, max(0, round((first - start) * scale)))
-    to_last = min(side, max(to_first + 1, round((last - start) * scale)))
+    # Only a window that reaches beyond the image leaves room around it.
+    to_first = min(side - 1, max(0, round((first - start) * scale))) if start < 0 else 0
+    to_last = min(side, max(to_first + 1, round((last - start) * scale))) if end > length else side
     return first, last, to_first, to_last
 
 

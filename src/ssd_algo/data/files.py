@@ -55,7 +55,7 @@ class Folder:
     files : list of File
         All files below it in the order of their names; hidden files and folders (`.name`) are left out.
     file : callable
-        A file below it by its name.
+        A file below it by its name, its size not filled in.
     """
 
     name: str
@@ -141,12 +141,13 @@ def list_folder(name: str, location: str | Path) -> Folder:
 
 
 def _file_below(top: str, name: str) -> File:
-    return list_file(Path(top) / name, name)
+    """A file that was listed before; its size, which costs a look at it, is left out."""
+    return File(name, 0, partial(_open, os.path.join(top, name)))
 
 
-def list_file(path: Path, name: str | None = None) -> File:
-    """One file of the disk, under its own name or another."""
-    return File(name or path.name, path.stat().st_size, partial(_open, path))
+def list_file(path: Path) -> File:
+    """One file of the disk."""
+    return File(path.name, path.stat().st_size, partial(_open, path))
 
 
 def _open(path: str | Path) -> BinaryIO:

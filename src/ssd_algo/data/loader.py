@@ -52,25 +52,23 @@ class Batch:
     weights: NDArray[np.float32]
 
 
-def epoch_order(
-    count: int, batch_size: int, seed: int, epoch: int, shuffled: bool = True
-) -> list[tuple[NDArray[np.uint32], int]]:
-    """Which samples make each batch of an epoch: every sample once, shuffled over the whole set or in order.
-
-    Returns
-    -------
-    list of (uint32 (B,) sample indices, number of them that count)
-        Only the last batch may hold fewer real samples than `batch_size`; repeats fill it.
-    """
+def epoch_order(count: int, seed: int, epoch: int, shuffled: bool = True) -> NDArray[np.uint32]:
+    """The order of an epoch's samples, (count,): every sample once, shuffled over the whole set or as they are."""
     order = np.arange(count, dtype=np.uint32)
     if shuffled:
         np.random.default_rng([seed, epoch]).shuffle(order)
-    batches = []
-    for start in range(0, count, batch_size):
-        real = order[start : start + batch_size]
-        whole = real if len(real) == batch_size else np.resize(np.concatenate([real, order]), batch_size)
-        batches.append((whole, len(real)))
-    return batches
+    return order
+
+
+def batch_at(order: NDArray[np.uint32], number: int, batch_size: int) -> tuple[NDArray[np.uint32], int]:
+    """Sample indices (B,) of one batch of an order, and how many of them count.
+
+    Only the last batch may hold fewer real samples than `batch_size`; repeats fill it.
+    """
+    real = order[number * batch_size : (number + 1) * batch_size]
+    if len(real) == batch_size:
+        return real, batch_size
+    return np.resize(np.concatenate([real, order]), batch_size), len(real)
 
 
 class Loader:
@@ -152,15 +150,16 @@ class Loader:
         AlgorithmError
             When a worker died.
         """
-        batches = epoch_order(len(self._samples), self._batch_size, self._seed, epoch, self._shuffled)
+        order = epoch_order(len(self._samples), self._seed, epoch, self._shuffled)
         self.waited = 0.0
         done: dict[int, dict[int, NotAnImage]] = {}
         asked = 0
-        for number, (indices, real) in enumerate(batches):
+        for number in range(self.steps()):
             # Every slot but those of batches not taken yet is free: work ahead as far as the slots go.
-            while asked < min(len(batches), number + len(self._slots)):
-                self._pipes[asked % len(self._pipes)].send((asked, asked % len(self._slots), epoch, batches[asked][0]))
+            while asked < min(self.steps(), number + len(self._slots)):
+                self._ask(asked, epoch, batch_at(order, asked, self._batch_size)[0])
                 asked += 1
+            indices, real = batch_at(order, number, self._batch_size)
             begun = time.perf_counter()
             while number not in done:
                 done |= self._finished()
@@ -172,6 +171,22 @@ class Loader:
             slot = self._slots[number % len(self._slots)]
             yield Batch(slot.images, slot.boxes, slot.classes, weights)
 
+    def _ask(self, number: int, epoch: int, indices: NDArray[np.uint32]) -> None:
+        """Have a worker make a batch."""
+        pipe = self._pipes[number % len(self._pipes)]
+        try:
+            pipe.send((number, number % len(self._slots), epoch, indices))
+        except (BrokenPipeError, ConnectionResetError) as lost:
+            raise self._ended(pipe) from lost
+
+    def _ended(self, pipe: Connection) -> AlgorithmError:
+        """What to say of the dead worker behind a pipe."""
+        process = self._processes[self._pipes.index(pipe)]
+        process.join()
+        return AlgorithmError(
+            f"A process that loads images ended with exit code {process.exitcode}, perhaps for want of memory."
+        )
+
     def _finished(self) -> dict[int, dict[int, NotAnImage]]:
         """Wait for workers; the numbers of the batches that they made, and in each the places without an image."""
         finished = {}
@@ -179,11 +194,7 @@ class Loader:
             try:
                 number, result = pipe.recv()
             except (EOFError, ConnectionResetError) as lost:
-                process = self._processes[self._pipes.index(pipe)]
-                process.join()
-                raise AlgorithmError(
-                    f"A process that loads images ended with exit code {process.exitcode}, perhaps for want of memory."
-                ) from lost
+                raise self._ended(pipe) from lost
             if isinstance(result, Exception):
                 raise result
             finished[number] = result
@@ -194,8 +205,8 @@ class Loader:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # whatever kills the parent kills us
         if os.getppid() != parent:
             return
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what multiprocessing sends to those that are left at the end
         cv2.setNumThreads(0)
         while True:
             number, slot, epoch, indices = pipe.recv()

@@ -8,6 +8,7 @@ import numpy as np
 from ssd_algo.data import augment, images
 from ssd_algo.data.images import Pixels
 from ssd_algo.data.samples import Sample
+from ssd_algo.errors import UserError
 
 _COLUMNS = 5
 
@@ -32,7 +33,10 @@ def contact_sheet(
 
 
 def _augmented(sample: Sample, class_names: dict[int, str], side: int, generator: np.random.Generator) -> Pixels:
-    image = images.decode(sample.encoded())
+    try:
+        image = images.decode(sample.encoded())
+    except images.NotAnImage as error:
+        raise UserError(f"{sample.name}: {error}; replace or remove the image.") from error
     height, width = image.shape[:2]
     boxes = sample.boxes * np.asarray([width, height] * 2, dtype=np.float32)
     plan = augment.draw(width, height, boxes, generator)
