@@ -82,16 +82,21 @@ def draw(generator: np.random.Generator, name: str, shape: tuple[int, ...]) -> n
     return value.astype(np.float32)
 
 
+def save(net: Any, path: Path, older: bool) -> Path:
+    """In the form of today, names by place, or in that of older files."""
+    if older:
+        net.collect_params().save(str(path), strip_prefix=net.prefix)
+    else:
+        net.save_parameters(str(path))
+    return path
+
+
 @pytest.mark.parametrize("base_network", sorted(backbones.RESNETS))
 @pytest.mark.parametrize("older", [False, True], ids=["by place", "older file"])
 def test_gluoncv_resnets(tmp_path: Path, base_network: str, older: bool) -> None:
     net = model_zoo.get_model(f"{base_network.replace('-', '')}_v1b", pretrained=False)
     randomise(net)
-    path = tmp_path / "weights.params"
-    if older:
-        net.collect_params().save(str(path), strip_prefix=net.prefix)
-    else:
-        net.save_parameters(str(path))
+    path = save(net, tmp_path / "weights.params", older)
     x = net.maxpool(net.relu(net.bn1(net.conv1(mx.nd.array(picture())))))
     maps = []
     for stage in (net.layer1, net.layer2, net.layer3, net.layer4):
@@ -104,11 +109,7 @@ def test_gluoncv_resnets(tmp_path: Path, base_network: str, older: bool) -> None
 def test_gluoncv_reduced_vgg(tmp_path: Path, older: bool) -> None:
     net = vgg16_atrous_300()
     randomise(net)
-    path = tmp_path / "weights.params"
-    if older:
-        net.collect_params().save(str(path), strip_prefix=net.prefix)
-    else:
-        net.save_parameters(str(path))
+    path = save(net, tmp_path / "weights.params", older)
     # VGGAtrousExtractor.hybrid_forward up to the extra layers, for which the picture is too small.
     x = mx.nd.array(picture()) * net.init_scale.data()
     for stage in net.stages[:4]:
@@ -396,7 +397,7 @@ def test_a_channel_with_several_files(base: Path, tmp_path: Path) -> None:
     for name in ("a.params", "b.safetensors"):
         (channel / name).touch()
     with pytest.raises(UserError) as caught:
-        pretrained.find(channel, tmp_path, "resnet-18")
+        pretrained.in_channel(channel)
     assert str(caught.value) == (
         f"{channel} of channel pretrained must hold one .params or .safetensors file; it holds a.params, b.safetensors."
     )
@@ -484,7 +485,7 @@ def test_weights_of_all_backbones_are_fetched(
     pretrained.fetch(tmp_path / "weights")
     assert sorted(path.name for path in (tmp_path / "weights").iterdir()) == sorted(f"{base}.params" for base in names)
     for base in names:
-        assert pretrained.find(None, tmp_path / "weights", base) == tmp_path / "weights" / f"{base}.params"
+        assert pretrained.in_image(tmp_path / "weights", base) == tmp_path / "weights" / f"{base}.params"
         assert pretrained.load(tmp_path / "weights" / f"{base}.params", base)
 
 

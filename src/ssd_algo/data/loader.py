@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssd_algo.data import augment, images
+from ssd_algo.data.boxes import Boxes
 from ssd_algo.data.images import NotAnImage, Pixels
 from ssd_algo.data.samples import Sample, Skipped
 from ssd_algo.errors import AlgorithmError, UserError
@@ -241,28 +242,60 @@ class Loader:
             batch.boxes[place, : len(sample.boxes)] = sample.boxes
             batch.classes[place, : len(sample.classes)] = sample.classes
             return
-        encoded = functools.cache(sample.encoded)
-        width, height = sample.size or images.upright_size(encoded())
-        boxes = sample.boxes * np.asarray([width, height] * 2, dtype=np.float32)
-        plan = augment.draw(width, height, boxes, np.random.default_rng([self._seed, epoch, index]))
-        image = self._decoded(index, sample, encoded, augment.reduction(plan, width, height, self._side))
-        batch.images[place] = augment.apply(image, width, height, plan, self._side)
-        moved, classes = augment.move(boxes, sample.classes, plan, self._side)
+        generator = np.random.default_rng([self._seed, epoch, index])
+        decode = functools.partial(self._decoded, index)
+        batch.images[place], moved, classes = augmented(sample, self._side, generator, decode)
         batch.boxes[place, : len(moved)] = moved / self._side
         batch.classes[place, : len(classes)] = classes
 
     def _decoded(self, index: int, sample: Sample, encoded: Callable[[], bytes], reduction: int = 1) -> Pixels:
         """The decoded image, from the cache if there is one."""
-        if self._cache is not None:
-            cached = self._cache.get(index)
-            if cached is not None:
-                return cached
-            reduction = 1
-        image = images.decode(encoded(), reduction)
-        sample.check_size(image.shape[1], image.shape[0], reduction)
-        if self._cache is not None:
-            self._cache.put(index, image)
+        if self._cache is None:
+            return decoded(sample, encoded, reduction)
+        cached = self._cache.get(index)
+        if cached is not None:
+            return cached
+        image = decoded(sample, encoded)
+        self._cache.put(index, image)
         return image
+
+
+def augmented(
+    sample: Sample,
+    side: int,
+    generator: np.random.Generator,
+    decode: Callable[[Sample, Callable[[], bytes], int], Pixels],
+) -> tuple[Pixels, Boxes, NDArray[np.int64]]:
+    """A sample as training sees it: uint8 (side, side, 3), boxes float32 (K, 4) in its pixels, classes int64 (K,).
+
+    Parameters
+    ----------
+    decode : callable
+        `decoded`, or what stands before it.
+
+    Raises
+    ------
+    NotAnImage
+    """
+    encoded = functools.cache(sample.encoded)
+    width, height = sample.size or images.upright_size(encoded())
+    boxes = sample.boxes * np.asarray([width, height] * 2, dtype=np.float32)
+    plan = augment.draw(width, height, boxes, generator)
+    image = decode(sample, encoded, augment.reduction(plan, width, height, side))
+    return augment.apply(image, width, height, plan, side), *augment.move(boxes, sample.classes, plan, side)
+
+
+def decoded(sample: Sample, encoded: Callable[[], bytes], reduction: int = 1) -> Pixels:
+    """The decoded image of a sample, whose size must be what was said of it.
+
+    Raises
+    ------
+    NotAnImage
+    UserError
+    """
+    image = images.decode(encoded(), reduction)
+    sample.check_size(image.shape[1], image.shape[0], reduction)
+    return image
 
 
 class Cache:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from ssd_algo.data import augment, images
-from ssd_algo.data.images import Pixels
+from ssd_algo.data.images import NotAnImage, Pixels
+from ssd_algo.data.loader import augmented, decoded
 from ssd_algo.data.samples import Sample
 from ssd_algo.errors import UserError
 
@@ -26,22 +26,19 @@ def contact_sheet(
     count : int
     """
     chosen = [samples[int(index)] for index in np.linspace(0, len(samples) - 1, count).round()]
-    squares = [_augmented(sample, class_names, side, generator) for sample in chosen]
+    squares = [_drawn(sample, class_names, side, generator) for sample in chosen]
     squares += [np.zeros((side, side, 3), dtype=np.uint8)] * (-len(squares) % _COLUMNS)
     rows = [np.concatenate(squares[start : start + _COLUMNS], axis=1) for start in range(0, len(squares), _COLUMNS)]
     return np.concatenate(rows)
 
 
-def _augmented(sample: Sample, class_names: dict[int, str], side: int, generator: np.random.Generator) -> Pixels:
+def _drawn(sample: Sample, class_names: dict[int, str], side: int, generator: np.random.Generator) -> Pixels:
     try:
-        image = images.decode(sample.encoded())
-    except images.NotAnImage as error:
+        square, boxes, classes = augmented(sample, side, generator, decoded)
+    except NotAnImage as error:
         raise UserError(f"{sample.name}: {error}; replace or remove the image.") from error
-    height, width = image.shape[:2]
-    boxes = sample.boxes * np.asarray([width, height] * 2, dtype=np.float32)
-    plan = augment.draw(width, height, boxes, generator)
-    square = np.ascontiguousarray(augment.apply(image, width, height, plan, side))
-    for box, identity in zip(*augment.move(boxes, sample.classes, plan, side), strict=True):
+    square = np.ascontiguousarray(square)
+    for box, identity in zip(boxes, classes, strict=True):
         left, top, right, bottom = (round(float(each)) for each in box)
         hue = np.asarray([[[int(identity) * 67 % 180, 255, 255]]], dtype=np.uint8)  # classes next to each other differ
         colour = [int(each) for each in cv2.cvtColor(hue, cv2.COLOR_HSV2RGB)[0, 0]]

@@ -36,23 +36,32 @@ _EVERY_OUTPUT, _EVERY_CELL = 4, 3
 _DENSE = {"fc6_weight": (4096, 25088), "fc6_bias": (4096,), "fc7_weight": (4096, 4096), "fc7_bias": (4096,)}
 
 
-def find(channel: Path | None, directory: Path, base_network: str) -> Path:
-    """The file with a backbone's weights: that of the channel, else the image's.
+def in_channel(channel: Path) -> Path:
+    """The file of weights in a channel's folder.
 
     Raises
     ------
     UserError
         When there is none, or several.
     """
-    if channel is not None:
-        files = sorted(path for path in channel.rglob("*") if path.is_file() and not path.name.startswith("."))
-        weights = [path for path in files if path.suffix in _EXTENSIONS]
-        if len(weights) != 1:
-            found = ", ".join(path.name for path in files[:5]) or "nothing"
-            raise UserError(
-                f"{channel} of channel pretrained must hold one .params or .safetensors file; it holds {found}."
-            )
-        return weights[0]
+    files = sorted(path for path in channel.rglob("*") if path.is_file() and not path.name.startswith("."))
+    weights = [path for path in files if path.suffix in _EXTENSIONS]
+    if len(weights) != 1:
+        found = ", ".join(path.name for path in files[:5]) or "nothing"
+        raise UserError(
+            f"{channel} of channel pretrained must hold one .params or .safetensors file; it holds {found}."
+        )
+    return weights[0]
+
+
+def in_image(directory: Path, base_network: str) -> Path:
+    """The file of a backbone's weights among the image's.
+
+    Raises
+    ------
+    UserError
+        When it is not there.
+    """
     path = directory / f"{base_network}.params"
     if not path.is_file():
         raise UserError(

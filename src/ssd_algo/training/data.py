@@ -103,7 +103,7 @@ def read(
             )
     if "pretrained" in channels and folders["pretrained"] and not channels["pretrained"].location.startswith("s3://"):
         try:
-            pretrained.find(Path(channels["pretrained"].location), Path(), "")
+            pretrained.in_channel(Path(channels["pretrained"].location))
         except UserError as error:
             findings.refuse("channel of weights", "channel pretrained", str(error))
     model = Path(channels["model"].location) if "model" in channels else None

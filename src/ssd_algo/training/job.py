@@ -64,12 +64,7 @@ def run(container: Container) -> None:
         logger.warning(warning)
     host = only_host(container)
     channels = container.channels()
-    weights = None
-    if "pretrained" in channels and (not hyperparameters.use_pretrained_model or "model" in channels):
-        logger.warning("Channel pretrained is not used: use_pretrained_model is 0, or there is a channel model.")
-    if hyperparameters.use_pretrained_model and "model" not in channels:
-        given = Path(channels["pretrained"].location) if "pretrained" in channels else None
-        weights = pretrained.find(given, container.pretrained_directory, hyperparameters.base_network)
+    weights = file_of_weights(container, channels, hyperparameters)
     logger.info(log_lines.number_of_gpus(found))
     training_data = read_data(container, channels, hyperparameters)
     samples = training_data.train.samples
@@ -145,6 +140,25 @@ def usable_gpus() -> list[gpus.Gpu]:
     if wrong:
         raise UserError(wrong)
     return found
+
+
+def file_of_weights(
+    container: Container, channels: dict[str, Channel], hyperparameters: Hyperparameters
+) -> Path | None:
+    """The backbone's pretrained weights: those of a channel before the image's; None where none are wanted.
+
+    Raises
+    ------
+    UserError
+        When they are wanted and are nowhere.
+    """
+    if hyperparameters.use_pretrained_model and "model" not in channels:
+        if "pretrained" in channels:
+            return pretrained.in_channel(Path(channels["pretrained"].location))
+        return pretrained.in_image(container.pretrained_directory, hyperparameters.base_network)
+    if "pretrained" in channels:
+        logger.warning("Channel pretrained is not used: use_pretrained_model is 0, or there is a channel model.")
+    return None
 
 
 def read_data(
