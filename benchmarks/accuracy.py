@@ -24,7 +24,7 @@ from ssd_algo.data.annotations import read_image_channel
 from ssd_algo.data.files import list_folder
 from ssd_algo.data.findings import Findings
 from ssd_algo.data.labels import Rules
-from ssd_algo.evaluation.average_precision import Scored, Truth, average_precisions, mean_average_precision
+from ssd_algo.evaluation.average_precision import Scored, Truth, mean_average_precision, voc
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 HYPERPARAMETERS = {
@@ -67,7 +67,7 @@ def main() -> None:
             differences.append(np.abs(table[:count] - rows).max(initial=0) if count == len(rows) else np.inf)
             truths.append(Truth(sample.boxes, sample.classes, sample.difficult))
             found.append(Scored(rows[:, 2:], rows[:, 1], rows[:, 0].astype(np.int64)))
-    served = mean_average_precision(average_precisions(truths, found, 0.5))
+    served = mean_average_precision(voc(truths, found, 0.5))
     figure("served_map_minus_logged", abs(served - logged), 0.0005, "lower")
     figure("symbol_minus_served", float(max(differences)), 1e-4, "lower")
 

@@ -11,7 +11,7 @@ LEAST = {"num_classes": "2", "num_training_samples": "10"}
 
 
 def test_defaults_are_the_built_ins() -> None:
-    parsed = Hyperparameters.parse(LEAST)
+    parsed = Hyperparameters.parse(LEAST | {"recipe": "builtin"})
     assert parsed.model_dump() == {
         "num_classes": 2,
         "num_training_samples": 10,
@@ -36,6 +36,9 @@ def test_defaults_are_the_built_ins() -> None:
         "early_stopping_patience": 5,
         "early_stopping_tolerance": 0.0,
         "kv_store": "device",
+        "recipe": "builtin",
+        "lr_scheduler": "step",
+        "validate_every": 1,
         "seed": 0,
         "max_bad_records": 0,
         "augmentation": True,
@@ -103,6 +106,39 @@ def test_refusals(name: str, text: str, rule: str) -> None:
     assert str(caught.value) == f'hyperparameters: {name} is "{shown}" and must be {rule}.'
 
 
+@pytest.mark.parametrize(
+    ("given", "recipe", "scheduler", "rate"),
+    [
+        # 0.002 and 0.01 for 16 images a step, in proportion up to 64.
+        ({}, "modern", "cosine", 0.004),
+        ({"mini_batch_size": "8"}, "modern", "cosine", 0.001),
+        ({"base_network": "resnet-50"}, "modern", "cosine", 0.02),
+        ({"base_network": "resnet-50", "mini_batch_size": "128"}, "modern", "cosine", 0.04),
+        ({"lr_scheduler_factor": "0.5", "momentum": "0.8"}, "modern", "cosine", 0.004),
+        ({"learning_rate": "0.001"}, "builtin", "step", 0.001),
+        ({"lr_scheduler_step": "5"}, "builtin", "step", 0.001),
+        ({"optimizer": "sgd"}, "builtin", "step", 0.001),
+        ({"learning_rate": "0.1", "lr_scheduler": "cosine"}, "builtin", "cosine", 0.1),
+        ({"learning_rate": "0.1", "recipe": "modern"}, "modern", "cosine", 0.1),
+        ({"lr_scheduler_step": "5", "recipe": "modern"}, "modern", "step", 0.004),
+        ({"optimizer": "adam", "recipe": "modern"}, "modern", "cosine", 0.001),
+        ({"recipe": "builtin"}, "builtin", "step", 0.001),
+    ],
+)
+def test_the_recipe_follows_from_what_is_given(given: dict[str, str], recipe: str, scheduler: str, rate: float) -> None:
+    parsed = Hyperparameters.parse(LEAST | given)
+    assert (parsed.recipe, parsed.lr_scheduler) == (recipe, scheduler)
+    assert parsed.learning_rate == pytest.approx(rate)
+    written = final_configuration(LEAST | given, parsed)
+    assert (written["recipe"], written["lr_scheduler"]) == (recipe, scheduler)
+    assert float(written["learning_rate"]) == parsed.learning_rate
+
+
+def test_steps_beside_cosine_are_warned_of() -> None:
+    parsed = Hyperparameters.parse(LEAST | {"lr_scheduler_step": "5", "lr_scheduler": "cosine"})
+    assert parsed.warnings() == ["lr_scheduler_step has no effect, as lr_scheduler is cosine."]
+
+
 def test_all_faults_are_named_at_once() -> None:
     with pytest.raises(UserError) as caught:
         Hyperparameters.parse({"num_classes": "x", "mini_batch_siz": "3", "zzz": "1"})
@@ -147,6 +183,9 @@ def test_final_configuration_is_the_built_ins_file() -> None:
         "early_stopping_patience": "5",
         "early_stopping_tolerance": "0.0",
         "_begin_epoch": "0",
+        "recipe": "builtin",
+        "lr_scheduler": "step",
+        "validate_every": "1",
         "seed": "0",
         "max_bad_records": "0",
         "augmentation": "True",

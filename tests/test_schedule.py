@@ -1,7 +1,7 @@
 import pytest
 
 from ssd_algo.contract.hyperparameters import Hyperparameters
-from ssd_algo.training.schedule import learning_rate, should_stop
+from ssd_algo.training.schedule import averaging_rate, learning_rate, should_stop
 
 
 def parsed(**more: str) -> Hyperparameters:
@@ -10,7 +10,44 @@ def parsed(**more: str) -> Hyperparameters:
 
 def test_learning_rate_falls_after_each_step() -> None:
     hp = parsed(learning_rate="0.1", lr_scheduler_step="2, 4", lr_scheduler_factor="0.5")
-    assert [learning_rate(hp, epoch) for epoch in range(6)] == pytest.approx([0.1, 0.1, 0.05, 0.05, 0.025, 0.025])
+    rates = [learning_rate(hp, step, 3) for step in range(18)]
+    assert rates == pytest.approx([0.1] * 6 + [0.05] * 6 + [0.025] * 6)
+
+
+def test_modern_warms_up_and_falls_as_a_cosine() -> None:
+    hp = parsed(recipe="modern", learning_rate="0.1", epochs="20")
+    # 100 steps: 5 of warm-up at 1/6 ... 5/6, then half a wave over 94 intervals from 0.1 to a hundredth of it.
+    rates = [learning_rate(hp, step, 5) for step in range(100)]
+    assert rates[:6] == pytest.approx([0.1 / 6, 0.2 / 6, 0.3 / 6, 0.4 / 6, 0.5 / 6, 0.1])
+    assert rates[5 + 47] == pytest.approx(0.1 * (0.01 + 0.99 / 2))
+    assert rates[-1] == pytest.approx(0.001)
+    assert rates[5:] == sorted(rates[5:], reverse=True)
+
+
+def test_a_long_warm_up_ends_after_a_thousand_steps() -> None:
+    hp = parsed(recipe="modern", learning_rate="0.1", epochs="100")
+    assert learning_rate(hp, 999, 1000) == pytest.approx(0.1 * 1000 / 1001)
+    assert learning_rate(hp, 1000, 1000) == pytest.approx(0.1)
+
+
+def test_modern_with_steps() -> None:
+    hp = parsed(recipe="modern", learning_rate="0.1", epochs="20", lr_scheduler_step="10")
+    assert learning_rate(hp, 49, 5) == pytest.approx(0.1)
+    assert learning_rate(hp, 50, 5) == pytest.approx(0.01)
+
+
+def test_a_training_of_one_step_has_a_learning_rate() -> None:
+    hp = parsed(recipe="modern", learning_rate="0.1", epochs="1")
+    assert learning_rate(hp, 0, 1) == pytest.approx(0.1)
+
+
+def test_the_average_looks_back_on_a_twentieth_of_the_training() -> None:
+    hp = parsed(recipe="modern")
+    # For five steps: 1 - (1 - rate) ** 5.
+    assert averaging_rate(hp, 0, 1000) == pytest.approx(1 - 0.1**5)  # the first weights are all but forgotten
+    assert averaging_rate(hp, 80, 1000) == pytest.approx(1 - 0.9**5)
+    assert averaging_rate(hp, 900, 1000) == pytest.approx(1 - 0.98**5)
+    assert averaging_rate(hp, 0, 1) == pytest.approx(1.0)
 
 
 def test_no_early_stopping_unless_asked_for() -> None:

@@ -21,7 +21,7 @@ from PIL import Image
 
 from ssd_algo import demo
 from ssd_algo.data import images
-from ssd_algo.evaluation.average_precision import Scored, Truth, average_precisions, mean_average_precision
+from ssd_algo.evaluation.average_precision import Scored, Truth, mean_average_precision, voc
 
 
 def ask(url: str, body: bytes, **headers: str) -> tuple[int, Any]:
@@ -153,7 +153,7 @@ def test_served_detections_score_what_training_logged(url: str, trained: Run) ->
     for sample in dataset.samples:
         rows = np.asarray(demo.post_image(url, sample.encoded())["prediction"], dtype=np.float32).reshape(-1, 6)
         served.append(Scored(rows[:, 2:], rows[:, 1], rows[:, 0].astype(np.int64)))
-    score = mean_average_precision(average_precisions(truths, served, 0.5))
+    score = mean_average_precision(voc(truths, served, 0.5))
     best = float(trained.out.split("best validation mAP ")[1].split(" ")[0])
     assert best > 0.2
     assert score == pytest.approx(best, abs=0.0005)

@@ -139,11 +139,13 @@ class Container:
             raise UserError(f'{path}: "hosts" must be a list of host names; it is {hosts}.')
         return Hosts(current, tuple(sorted(map(str, hosts))))
 
-    def write_data_check(self, report: dict[str, Any]) -> Path:
-        """Leave what the check of the data found among the job's output."""
-        path = self.output_directory / "data" / "data_check.json"
+    def write_output(self, name: str, document: dict[str, Any]) -> Path:
+        """Leave a JSON file among the job's output; a reader sees the old or the new one."""
+        path = self.output_directory / "data" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(report, indent=1), encoding="utf-8")
+        temporary = path.with_name(f".{name}.part")
+        temporary.write_text(json.dumps(document, indent=1), encoding="utf-8")
+        temporary.rename(path)
         return path
 
     def forget_failure(self) -> None:

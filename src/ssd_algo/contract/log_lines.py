@@ -99,6 +99,15 @@ def waited(share: float) -> str:
     return f"The training steps waited for images {100 * share:.1f} % of the epoch's time."
 
 
+def validated(share: float, every: int) -> str:
+    line = f"Validation took {100 * share:.1f} % of the time since the one before."
+    return line if share <= 1 / 3 else f"{line} A validate_every above {every} would leave more of it to training."
+
+
+def coco_precision(mean: float, at_50: float, at_75: float) -> str:
+    return f"COCO average precision: {mean:.4f} at IoU 0.5 to 0.95, {at_50:.4f} at 0.5, {at_75:.4f} at 0.75"
+
+
 def learning_rate(update: int, value: float) -> str:
     return f"Update[{update}]: Change learning rate to {value:.5e}"
 

@@ -1,38 +1,87 @@
 """Score a predictor on labelled images."""
 
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
+import numpy as np
+
+from ssd_algo.data import images
 from ssd_algo.data.loader import Batch
 from ssd_algo.data.samples import Sample
-from ssd_algo.evaluation.average_precision import Scored, Truth, average_precisions, mean_average_precision
-from ssd_algo.inference.predictor import Predictor
+from ssd_algo.evaluation.average_precision import (
+    CocoScore,
+    Scored,
+    Truth,
+    VocScore,
+    coco,
+    mean_average_precision,
+    voc,
+)
+from ssd_algo.inference.predictor import Detections, Predictor
+
+_BATCHES_AT_ONCE = 2  # whose predictions are in memory
 
 
 @dataclass(frozen=True)
 class Score:
-    """Mean average precision and that of each class."""
+    """Average precision of each class, and COCO's summary.
 
-    mean: float
-    by_class: dict[int, float]
-
-
-def evaluate(predictor: Predictor, samples: Sequence[Sample], batches: Iterable[Batch], iou_threshold: float) -> Score:
-    """Score every sample exactly once, through what serving runs.
-
-    Parameters
+    Attributes
     ----------
-    batches : of the samples in their order, not augmented
-        What weighs nothing, because it fills the last batch or cannot be decoded, is left out.
+    voc : dict
+        By class id, at one IoU.
+    coco : CocoScore
+    objects : dict
+        By class id, how many there are to find; difficult ones are not.
+    """
+
+    voc: dict[int, VocScore]
+    coco: CocoScore
+    objects: dict[int, int]
+
+    @property
+    def mean(self) -> float:
+        """`validation:mAP`: mean of the classes' areas under the precision-recall curve."""
+        return mean_average_precision(self.voc)
+
+
+def detect(
+    predictor: Predictor, batches: Iterable[Batch], threads: ThreadPoolExecutor
+) -> list[Future[Detections] | None]:
+    """Run the network over the batches; threads make detections of its predictions, as serving does.
+
+    Returns
+    -------
+    list
+        In the order of the samples; None for what weighs nothing, as it fills the last batch or cannot be decoded.
+    """
+    found: list[Future[Detections] | None] = []
+    for batch in batches:
+        before = found[-_BATCHES_AT_ONCE * len(batch.weights) : -len(batch.weights) or None]
+        wait([each for each in before if each is not None])
+        logits, offsets = predictor.forward(batch.images)
+        for index, weight in enumerate(batch.weights):
+            found.append(threads.submit(predictor.select, logits[index], offsets[index]) if weight else None)
+    return found
+
+
+def score(samples: Sequence[Sample], detections: Sequence[Future[Detections] | None], iou_threshold: float) -> Score:
+    """Score the detections of every sample; samples without any, as None says, are left out.
+
+    Boxes are compared in pixels of the upright images.
     """
     truths, scored = [], []
-    place = 0
-    for batch in batches:
-        found = predictor.detect(batch.images)
-        for sample, weight, detections in zip(samples[place : place + len(found)], batch.weights, found, strict=False):
-            if weight:
-                truths.append(Truth(sample.boxes, sample.classes, sample.difficult))
-                scored.append(Scored(detections.boxes, detections.scores, detections.classes))
-        place += len(found)
-    precisions = average_precisions(truths, scored, iou_threshold)
-    return Score(mean_average_precision(precisions), precisions)
+    for sample, future in zip(samples, detections, strict=False):
+        if future is not None:
+            found = future.result()
+            sides = np.asarray([sample.size or images.upright_size(sample.encoded())] * 2, dtype=np.float64).reshape(4)
+            truths.append(Truth(sample.boxes * sides, sample.classes, sample.difficult))
+            scored.append(Scored(found.boxes * sides, found.scores, found.classes))
+    counted = [truth.classes[~truth.difficult] for truth in truths]
+    identities, counts = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *counted]), return_counts=True)
+    return Score(
+        voc(truths, scored, iou_threshold),
+        coco(truths, scored),
+        {int(identity): int(count) for identity, count in zip(identities, counts, strict=True)},
+    )

@@ -43,8 +43,17 @@ class MXNetEngine:
         shared = None if isinstance(parameters, dict) else parameters
         self._block = mx.gluon.SymbolBlock(symbol(data=to_input(images)), [images], params=shared)
         if isinstance(parameters, dict):
+            self._block.collect_params().setattr("grad_req", "null")
             set_parameters(self._block, parameters, [context])
         self._block.hybridize(static_alloc=True, static_shape=True)
+
+    def arrays(self) -> "dict[str, mx.nd.NDArray]":
+        """The parameters and constants in use, by name."""
+        return {name: each.data(self._context) for name, each in self._block.collect_params().items()}
+
+    def values(self) -> dict[str, NDArray[np.float32]]:
+        """Copies of them."""
+        return {name: each.asnumpy() for name, each in self.arrays().items()}
 
     def __call__(self, images: NDArray[np.uint8]) -> Predictions:
         """Logits float32 (B, A, C + 1) and offsets float32 (B, A, 4) of uint8 (B, S, S, 3) RGB images."""

@@ -68,11 +68,15 @@ class Predictor:
 
     def detect(self, squares: NDArray[np.uint8]) -> list[Detections]:
         """Detections of each square, (B, S, S, 3) RGB."""
-        logits, offsets = self._engine(squares)
-        return [
-            select(logits[index], offsets[index], self._anchors, self._nms_threshold, self._nms_topk)
-            for index in range(len(squares))
-        ]
+        return [self.select(*each) for each in zip(*self.forward(squares), strict=True)]
+
+    def forward(self, squares: NDArray[np.uint8]) -> Predictions:
+        """What the network says of squares, (B, S, S, 3) RGB: logits (B, A, C + 1) and offsets (B, A, 4)."""
+        return self._engine(squares)
+
+    def select(self, logits: NDArray[np.float32], offsets: NDArray[np.float32]) -> Detections:
+        """The detections of one image from what the network says of it, (A, C + 1) and (A, 4)."""
+        return select(logits, offsets, self._anchors, self._nms_threshold, self._nms_topk)
 
 
 def select(

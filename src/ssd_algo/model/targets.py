@@ -38,17 +38,18 @@ def match(F: Any, anchors: Any, boxes: Any, classes: Any) -> tuple[Any, Any, Any
     matched_boxes : float32 (B, A, 4), of any value where there is none
     matched_classes : float32 (B, A)
     """
-    real = F.expand_dims(classes >= 0, axis=1)
+    # Anchors are on the last axis throughout: MXNet's operators are several times slower where that one is short.
+    real = F.expand_dims(classes >= 0, axis=2)
     overlap = F.broadcast_mul(_iou(F, anchors, boxes), real)
-    best_anchor = F.argmax(overlap, axis=1, keepdims=True)
-    index = F.reshape(F.contrib.arange_like(anchors, axis=1), shape=(1, -1, 1))
+    best_anchor = F.argmax(overlap, axis=2, keepdims=True)
+    index = F.reshape(F.contrib.arange_like(anchors, axis=1), shape=(1, 1, -1))
     forced = F.broadcast_mul(F.broadcast_equal(index, best_anchor), real)
     score = overlap + 2 * forced
-    best_box = F.argmax(score, axis=2)
-    positive = F.max(score, axis=2) > MATCH_IOU
-    truth = F.concat(boxes, F.expand_dims(classes, axis=2), dim=2)
-    image = F.reshape(F.contrib.arange_like(classes, axis=0), shape=(-1, 1))
-    matched = F.gather_nd(truth, F.stack(F.broadcast_like(image, best_box), best_box, axis=0))
+    best_box = F.argmax(score, axis=1)
+    positive = F.pick(score, best_box, axis=1) > MATCH_IOU
+    truth = F.reshape(F.concat(boxes, F.expand_dims(classes, axis=2), dim=2), shape=(-3, 0))
+    first = F.slice_axis(F.contrib.arange_like(classes), axis=1, begin=0, end=1)  # row of each image's first box
+    matched = F.take(truth, F.broadcast_add(first, best_box), mode="clip")
     return (
         positive,
         F.slice_axis(matched, axis=2, begin=0, end=4),
@@ -57,13 +58,13 @@ def match(F: Any, anchors: Any, boxes: Any, classes: Any) -> tuple[Any, Any, Any
 
 
 def _iou(F: Any, anchors: Any, boxes: Any) -> Any:
-    """IoU of every anchor (1, A, 4) with every box (B, G, 4): (B, A, G)."""
-    a = [F.slice_axis(anchors, axis=2, begin=i, end=i + 1) for i in range(4)]
-    b = [F.expand_dims(F.reshape(F.slice_axis(boxes, axis=2, begin=i, end=i + 1), shape=(0, 0)), 1) for i in range(4)]
-    width = F.relu(F.broadcast_sub(F.broadcast_minimum(a[2], b[2]), F.broadcast_maximum(a[0], b[0])))
-    height = F.relu(F.broadcast_sub(F.broadcast_minimum(a[3], b[3]), F.broadcast_maximum(a[1], b[1])))
+    """IoU of every box (B, G, 4) with every anchor (1, A, 4): (B, G, A)."""
+    a = [F.expand_dims(F.reshape(F.slice_axis(anchors, axis=2, begin=i, end=i + 1), shape=(0, 0)), 1) for i in range(4)]
+    b = [F.slice_axis(boxes, axis=2, begin=i, end=i + 1) for i in range(4)]
+    width = F.relu(F.broadcast_sub(F.broadcast_minimum(b[2], a[2]), F.broadcast_maximum(b[0], a[0])))
+    height = F.relu(F.broadcast_sub(F.broadcast_minimum(b[3], a[3]), F.broadcast_maximum(b[1], a[1])))
     shared = width * height
-    areas = F.broadcast_add((a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1]))
+    areas = F.broadcast_add((b[2] - b[0]) * (b[3] - b[1]), (a[2] - a[0]) * (a[3] - a[1]))
     return shared / (areas - shared)
 
 
@@ -90,8 +91,12 @@ def hard_negatives(F: Any, positive: Any, background_loss: Any) -> Any:
     """
     wanted = NEGATIVES_PER_POSITIVE * F.maximum(F.sum(positive, axis=1, keepdims=True), 1)
     candidates = F.where(positive, F.zeros_like(positive) - 1, background_loss)
-    rank = F.argsort(F.argsort(candidates, axis=1, is_ascend=False), axis=1)
-    return F.broadcast_lesser(rank, wanted) * (1 - positive)
+    # One sort: all above the loss of the last one wanted, and of those equal to it the first that there is room for.
+    last = F.pick(F.sort(candidates, axis=1, is_ascend=False), wanted - 1, axis=1, keepdims=True, mode="clip")
+    above, equal = F.broadcast_greater(candidates, last), F.broadcast_equal(candidates, last)
+    room = wanted - F.sum(above, axis=1, keepdims=True)
+    chosen = above + equal * F.broadcast_lesser_equal(F.cumsum(equal, axis=1), room)
+    return chosen * (1 - positive)
 
 
 def detection_loss(F: Any, logits: Any, offsets: Any, anchors: Any, boxes: Any, classes: Any) -> tuple[Any, Any]:

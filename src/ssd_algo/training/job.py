@@ -1,6 +1,7 @@
 """The training job, and `main()`: the only catch-all, the failure file, the exit code."""
 
 import errno
+import functools
 import logging
 import signal
 import sys
@@ -86,6 +87,7 @@ def run(container: Container) -> None:
                 gpus=len(found),
                 model_directory=container.model_directory,
                 packed_model=None if container.on_platform else container.packed_model,
+                write_metrics=functools.partial(container.write_output, "metrics.json"),
                 started=started,
             )
             loop.train(job, loader, validation)
@@ -174,7 +176,7 @@ def read_data(
     rules = data.rules(hyperparameters)
     training_data, findings, report = data.check(channels, rules, hyperparameters.image_shape)
     try:
-        logger.info("The check of the data is in %s", container.write_data_check(report))
+        logger.info("The check of the data is in %s", container.write_output("data_check.json", report))
     except OSError as error:
         logger.warning("The check of the data cannot be written (%s).", error)
     for sentence in findings.short_warnings():

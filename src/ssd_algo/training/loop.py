@@ -2,9 +2,10 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,6 @@ from ssd_algo.contract import log_lines
 from ssd_algo.contract.hyperparameters import Hyperparameters
 from ssd_algo.data.loader import Loader
 from ssd_algo.errors import UserError
-from ssd_algo.evaluation.evaluate import Score, evaluate
 from ssd_algo.inference.engines import devices
 from ssd_algo.inference.predictor import Predictor
 from ssd_algo.model import artifact, pretrained
@@ -21,7 +21,8 @@ from ssd_algo.model.export import deploy_symbol
 from ssd_algo.model.network import Network, build_network, constants, initial_parameters, parameter_shapes
 from ssd_algo.training import schedule
 from ssd_algo.training.data import TrainingData
-from ssd_algo.training.trainer import EpochResult, Trainer, diverged
+from ssd_algo.training.trainer import EpochResult, Trainer
+from ssd_algo.training.validation import Validation
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,8 @@ class Job:
     model_directory : Path
     packed_model : Path or None
         Where to pack the model when all is done; None where the platform does it.
+    write_metrics : callable
+        Leaves metrics.json among the output.
     started : float
         When the job began, seconds since 1970.
     """
@@ -57,6 +60,7 @@ class Job:
     gpus: int
     model_directory: Path
     packed_model: Path | None
+    write_metrics: Callable[[dict[str, Any]], Path]
     started: float
 
 
@@ -71,54 +75,44 @@ def train(job: Job, loader: Loader, validation: Loader) -> None:
         )
     logger.info("Using %s as training context.", contexts)
     network = build_network(hp.base_network, hp.image_shape, hp.num_classes)
-    trainer = Trainer(network, starting_values(network, job), hp, contexts)
-    predictor = Predictor(trainer.engine(), network.anchors, hp.image_shape, hp.nms_threshold, hp.nms_topk)
+    trainer = Trainer(network, starting_values(network, job), hp, contexts, loader.steps())
+    predictors = {
+        kind: Predictor(engine, network.anchors, hp.image_shape, hp.nms_threshold, hp.nms_topk)
+        for kind, engine in trainer.engines().items()
+    }
     symbol = deploy_symbol(network, hp.num_classes, hp.nms_threshold, hp.nms_topk)
-    scores: list[float] = []
+
+    def save(values: dict[str, NDArray[np.float32]]) -> Path:
+        return artifact.save(job.model_directory, symbol, values, job.configuration, job.data.class_names)
+
     ready = time.time()
     _print_metrics(job, job.started, {"Total Records Seen": 0}, Meta="init_train_data_iter")
-    for epoch in range(hp.epochs):
-        begun = time.time()
-        result = trainer.train_epoch(epoch, loader.epoch(epoch))
-        logger.info(log_lines.waited(loader.waited / result.seconds))
-        score = evaluate(predictor, job.data.validation.samples, validation.epoch(0), hp.overlap_threshold)
-        _log_epoch(job, epoch, result, score)
-        if not scores or score.mean > max(scores):
-            values = finite(trainer.values(), epoch, hp)
-            logger.info(log_lines.best_model(score.mean))
-            path = artifact.save(job.model_directory, symbol, values, job.configuration, job.data.class_names)
-            logger.info(log_lines.saved(str(path)))
-        scores.append(score.mean)
-        logger.info(log_lines.progress(job.host, epoch + 1, hp.epochs))
-        seen = {"Total Records Seen": result.examples * (epoch + 1), "Records Since Last Reset": result.examples}
-        _print_metrics(job, begun, seen, epoch=epoch, Meta="training_data_iter")
-        if schedule.should_stop(hp, scores):
-            logger.info(
-                "Early stopping: no improvement of the validation mAP for %d epochs.", hp.early_stopping_patience
-            )
-            break
+    with Validation(
+        job.host, hp, job.data.class_names, job.data.validation, validation, predictors, save, job.write_metrics
+    ) as validating:
+        for epoch in range(hp.epochs):
+            begun = time.time()
+            result = trainer.train_epoch(epoch, loader.epoch(epoch))
+            logger.info(log_lines.waited(loader.waited / result.seconds))
+            _log_epoch(job, epoch, result)
+            turn = (epoch + 1) % hp.validate_every == 0 or epoch + 1 == hp.epochs
+            validating.close_epoch(epoch, result, trainer, turn)
+            logger.info(log_lines.progress(job.host, epoch + 1, hp.epochs))
+            seen = {"Total Records Seen": result.examples * (epoch + 1), "Records Since Last Reset": result.examples}
+            _print_metrics(job, begun, seen, epoch=epoch, Meta="training_data_iter")
+            # Only who may stop waits for the score; others train on meanwhile.
+            if hp.early_stopping and turn and schedule.should_stop(hp, validating.finish()):
+                logger.info(
+                    "Early stopping: no improvement of the validation mAP for %d epochs.", hp.early_stopping_patience
+                )
+                break
+        validating.finish()
     if job.packed_model is not None:
         artifact.pack(job.model_directory, job.packed_model)
     logger.info(log_lines.NO_TEST_DATA)
     milliseconds = {"setuptime": (ready - job.started) * 1000, "totaltime": (time.time() - job.started) * 1000}
-    _print_metrics(job, job.started, {"epochs": len(scores)} | milliseconds)
-    logger.info(log_lines.finished(max(scores), scores.index(max(scores))))
-
-
-def finite(
-    values: dict[str, NDArray[np.float32]], epoch: int, hyperparameters: Hyperparameters
-) -> dict[str, NDArray[np.float32]]:
-    """The values, which are fit to be saved.
-
-    Raises
-    ------
-    UserError
-        When one is not finite: the loss of the epoch's last step, before its update, can still have been.
-    """
-    for name, value in values.items():
-        if not np.isfinite(value).all():
-            raise diverged(f"Parameter {name} is not finite after epoch {epoch}", hyperparameters.learning_rate)
-    return values
+    _print_metrics(job, job.started, {"epochs": epoch + 1} | milliseconds)
+    logger.info(log_lines.finished(*validating.best()))
 
 
 def starting_values(network: Network, job: Job) -> dict[str, NDArray[np.float32]]:
@@ -166,14 +160,10 @@ def _values_of_model(network: Network, hp: Hyperparameters, directory: Path) -> 
     return {name: loaded[name] for name in wanted}
 
 
-def _log_epoch(job: Job, epoch: int, result: EpochResult, score: Score) -> None:
+def _log_epoch(job: Job, epoch: int, result: EpochResult) -> None:
     logger.info(log_lines.train_loss(job.host, epoch, result.batches, "cross_entropy", result.cross_entropy))
     logger.info(log_lines.train_loss(job.host, epoch, result.batches, "smooth_l1", result.smooth_l1))
     logger.info(log_lines.throughput(job.host, result.examples / result.seconds))
-    logger.info(log_lines.validation_map(job.host, epoch, score.mean))
-    names = job.data.class_names
-    by_class = ", ".join(f"{names.get(identity, identity)} {value:.3f}" for identity, value in score.by_class.items())
-    logger.info("Average precision by class: %s", by_class)
 
 
 def _print_metrics(job: Job, start: float, values: Mapping[str, float], **dimensions: object) -> None:

@@ -1,0 +1,188 @@
+"""Validation after an epoch: the forward pass at once, scoring while the next epoch trains."""
+
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssd_algo.contract import log_lines
+from ssd_algo.contract.container import available_cpus
+from ssd_algo.contract.hyperparameters import Hyperparameters
+from ssd_algo.data.labels import Dataset
+from ssd_algo.data.loader import Loader
+from ssd_algo.evaluation.evaluate import Score, detect, score
+from ssd_algo.inference.predictor import Detections, Predictor
+from ssd_algo.training.trainer import EpochResult, Trainer, diverged
+
+logger = logging.getLogger(__name__)
+
+DEFINITION = (
+    "mAP: mean over the classes of the area under the interpolated precision-recall curve at IoU above "
+    "overlap_threshold, every image counted once (PASCAL VOC 2010); coco: as pycocotools computes it"
+)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Weights that may become the model: their values, and what they detect in each validation image."""
+
+    values: dict[str, NDArray[np.float32]]
+    detections: list[Future[Detections] | None]
+
+
+class Validation:
+    """Scores the network after an epoch and keeps the best model.
+
+    Parameters
+    ----------
+    host : str
+        For the log.
+    dataset : Dataset
+    loader : Loader
+        Of the data set, in its order, not augmented.
+    predictors : dict
+        For each kind of weights that the trainer has.
+    save : callable
+        Makes values the model; returns the path of the parameters.
+    write_metrics : callable
+        Takes the whole of metrics.json.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        hyperparameters: Hyperparameters,
+        class_names: dict[int, str],
+        dataset: Dataset,
+        loader: Loader,
+        predictors: dict[str, Predictor],
+        save: Callable[[dict[str, NDArray[np.float32]]], Path],
+        write_metrics: Callable[[dict[str, Any]], Path],
+    ) -> None:
+        self._host, self._hyperparameters, self._names = host, hyperparameters, class_names
+        self._dataset, self._loader, self._predictors = dataset, loader, predictors
+        self._save, self._write_metrics = save, write_metrics
+        self._threads = ThreadPoolExecutor(available_cpus(), thread_name_prefix="detections")
+        # One thread, so that epochs are closed one after the other and nothing below needs a lock.
+        self._scoring = ThreadPoolExecutor(1, thread_name_prefix="scoring")
+        self._closed: Future[None] | None = None
+        self._scores: list[float] = []
+        self._epochs: list[dict[str, Any]] = []
+        self._best: dict[str, Any] | None = None
+        self._since = time.time()
+
+    def __enter__(self) -> "Validation":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._scoring.shutdown()
+        self._threads.shutdown()
+
+    def close_epoch(self, epoch: int, result: EpochResult, trainer: Trainer, validated: bool) -> None:
+        """Validate if it is the epoch's turn, and record it; returns after the forward pass.
+
+        Raises
+        ------
+        UserError
+            When a parameter is not finite, or the last epoch's model could not be saved.
+        """
+        self.finish()
+        started = time.time()
+        candidates = {}
+        if validated:
+            for kind, predictor in self._predictors.items():
+                values = finite(trainer.values(kind), epoch, trainer.learning_rate)
+                candidates[kind] = Candidate(values, detect(predictor, self._loader.epoch(0), self._threads))
+            share = (time.time() - started) / (time.time() - self._since)
+            logger.info(log_lines.validated(share, self._hyperparameters.validate_every))
+            self._since = time.time()
+        entry = asdict(result) | {
+            "epoch": epoch,
+            "learning_rate": trainer.learning_rate,
+            "validation_seconds": time.time() - started,
+        }
+        self._closed = self._scoring.submit(self._close, epoch, entry, candidates)
+
+    def finish(self) -> list[float]:
+        """Wait for the scores; returns the mAP of each validation so far, of its better weights."""
+        if self._closed is not None:
+            self._closed.result()
+        return self._scores
+
+    def best(self) -> tuple[float, int]:
+        """Highest mAP, and the first epoch that had it."""
+        assert self._best is not None
+        return self._best["mAP"], self._best["epoch"]
+
+    def _close(self, epoch: int, entry: dict[str, Any], candidates: dict[str, Candidate]) -> None:
+        if candidates:
+            threshold = self._hyperparameters.overlap_threshold
+            scores = {
+                kind: score(self._dataset.samples, candidate.detections, threshold)
+                for kind, candidate in candidates.items()
+            }
+            kind = max(scores, key=lambda each: scores[each].mean)
+            self._log(epoch, scores, kind)
+            if self._best is None or scores[kind].mean > self._best["mAP"]:
+                logger.info(log_lines.best_model(scores[kind].mean))
+                logger.info(log_lines.saved(str(self._save(candidates[kind].values))))
+                self._best = {"epoch": epoch, "mAP": scores[kind].mean, "weights": kind}
+            self._scores.append(scores[kind].mean)
+            others = {f"mAP_of_{each}_weights": scores[each].mean for each in scores}
+            entry = entry | {"validation": self._described(scores[kind]) | {"weights": kind} | others}
+        self._epochs.append(entry)
+        try:
+            self._write_metrics({"definition": DEFINITION, "best": self._best, "epochs": self._epochs})
+        except OSError as error:
+            logger.warning("metrics.json cannot be written (%s).", error)
+
+    def _log(self, epoch: int, scores: dict[str, Score], kind: str) -> None:
+        chosen = scores[kind]
+        logger.info(log_lines.validation_map(self._host, epoch, chosen.mean))
+        if len(scores) > 1:
+            by_kind = ", ".join(f"{each} {scores[each].mean:.4f}" for each in scores)
+            logger.info("mAP of the weights of the last step and of their moving average: %s", by_kind)
+        values = [chosen.coco.mean, chosen.coco.at_50, chosen.coco.at_75]
+        if None not in values:
+            logger.info(log_lines.coco_precision(*(float(value or 0) for value in values)))
+        by_class = (f"{self._names.get(each, each)} {value.area:.3f}" for each, value in chosen.voc.items())
+        logger.info("Average precision by class: %s", ", ".join(by_class))
+
+    def _described(self, chosen: Score) -> dict[str, Any]:
+        summary = asdict(chosen.coco)
+        coco_by_class = summary.pop("by_class")
+        return {
+            "mAP": chosen.mean,
+            "mAP_11_points": float(np.mean([each.eleven_points for each in chosen.voc.values()] or [0.0])),
+            "coco": summary,
+            "classes": {
+                str(identity): {
+                    "name": self._names.get(identity, str(identity)),
+                    "objects": chosen.objects.get(identity, 0),
+                    "AP": each.area,
+                    "AP_11_points": each.eleven_points,
+                    "coco_AP": coco_by_class.get(identity),
+                }
+                for identity, each in chosen.voc.items()
+            },
+        }
+
+
+def finite(values: dict[str, NDArray[np.float32]], epoch: int, rate: float) -> dict[str, NDArray[np.float32]]:
+    """The values, which are fit to be saved.
+
+    Raises
+    ------
+    UserError
+        When one is not finite: the loss of the epoch's last step, before its update, can still have been.
+    """
+    for name, value in values.items():
+        if not np.isfinite(value).all():
+            raise diverged(f"Parameter {name} is not finite after epoch {epoch}", rate)
+    return values
