@@ -95,6 +95,14 @@ def test_the_cpu_build_on_a_machine_with_a_gpu(tmp_path: Path) -> None:
     assert "The GPU Tesla K80 is not used: this image's MXNet is built for the CPU." in run.out
 
 
+def test_the_cpu_build_does_not_mind_a_driver_that_fails(tmp_path: Path) -> None:
+    write_config(tmp_path, "hyperparameters", SMALL)
+    machine = gpu_machine(tmp_path / "machine", "Tesla T4", (7, 5), error=802)
+    run = run_train(tmp_path, LD_LIBRARY_PATH=machine["LD_LIBRARY_PATH"])
+    assert_refused(run, MISSING)
+    assert "is not used" not in run.out
+
+
 def test_a_server_on_a_gpu_without_code_uses_the_cpu(tmp_path: Path, trained: Run) -> None:
     machine = gpu_machine(tmp_path / "machine", "NVIDIA H100 80GB HBM3", (9, 0))
     Path(machine["PYTHONPATH"], "mxnet.py").unlink()  # this server imports the real one

@@ -11,6 +11,7 @@ import pytest
 from conftest import SMALL, TRAIN, Run, environment, read_images, train, write_config
 
 from ssd_algo import demo
+from ssd_algo.contract import log_lines
 from ssd_algo.contract.log_lines import METRIC_DEFINITIONS
 from ssd_algo.data import pack
 from ssd_algo.data.files import list_folder
@@ -97,6 +98,64 @@ def test_images_without_objects_are_trained_on_and_scored(tmp_path: Path) -> Non
     run = train(tmp_path, SMALL | {"mini_batch_size": "4"})
     assert run.code == 0, run.err
     assert "Training on 8 images, validating on 4." in run.out
+
+
+def test_metrics_json_has_an_entry_an_epoch_equal_to_the_log(trained: Run) -> None:
+    metrics = json.loads((trained.base / "output" / "data" / "metrics.json").read_text())
+    logged = [float(value) for value in re.findall(r"mAP <score>=\((\S+)\)", trained.out)]
+    epochs = metrics["epochs"]
+    assert [entry["epoch"] for entry in epochs] == list(range(8))
+    assert [entry["validation"]["mAP"] for entry in epochs] == logged
+    losses = [float(value) for value in re.findall(r"train cross_entropy <loss>=\((\S+)\)", trained.out)]
+    assert [entry["cross_entropy"] for entry in epochs] == losses
+    assert metrics["best"] == {"epoch": logged.index(max(logged)), "mAP": max(logged), "weights": "last"}
+    assert "pycocotools" in metrics["definition"]
+    validation = epochs[metrics["best"]["epoch"]]["validation"]
+    assert validation["mAP"] == pytest.approx(np.mean([each["AP"] for each in validation["classes"].values()]))
+    assert validation["mAP_11_points"] > 0
+    assert 0 < validation["coco"]["mean"] < validation["coco"]["at_50"] <= 1
+    dataset = read_images(trained.base / "input" / "data", "validation")
+    counts = np.bincount(np.concatenate([sample.classes for sample in dataset.samples]), minlength=3)
+    assert {name: each["objects"] for name, each in validation["classes"].items()} == {
+        str(identity): int(count) for identity, count in enumerate(counts)
+    }
+    assert {each["name"] for each in validation["classes"].values()} == set(dataset.class_names.values())
+
+
+def test_modern_is_the_default_and_validates_both_kinds_of_weights(base: Path) -> None:
+    """Every second epoch, and after the last."""
+    given = {name: value for name, value in SMALL.items() if name != "learning_rate"}
+    run = train(base, given | {"epochs": "3", "validate_every": "2"})
+    assert run.code == 0, run.err
+    assert "'recipe': 'modern'" in run.out
+    assert re.findall(r"epoch=(\d), validation mAP", run.out) == ["1", "2"]
+    assert re.findall(r"epoch=(\d), batch=5 train cross_entropy", run.out) == ["0", "1", "2"]
+    kinds = re.findall(r"of their moving average: last (\S+), averaged (\S+)\n", run.out)
+    logged = [float(value) for value in re.findall(r"mAP <score>=\((\S+)\)", run.out)]
+    assert [max(float(value) for value in each) for each in kinds] == pytest.approx(logged, abs=5e-5)
+    assert len(re.findall(r"Validation took \d+\.\d % of the time since the one before\.", run.out)) == 2
+    epochs = json.loads((base / "output" / "data" / "metrics.json").read_text())["epochs"]
+    assert ["validation" in entry for entry in epochs] == [False, True, True]
+    # 15 steps: one of warm-up at half the rate, the last at a hundredth of 0.01 x 8 / 16.
+    assert epochs[-1]["learning_rate"] == pytest.approx(0.00005)
+
+
+def test_early_stopping_ends_a_training_without_improvement(base: Path) -> None:
+    """An improvement of more than twice the best is asked for, and no epoch is waited for."""
+    stopping = {"early_stopping": "true", "early_stopping_min_epochs": "2", "early_stopping_patience": "1"}
+    run = train(base, SMALL | stopping | {"epochs": "9", "early_stopping_tolerance": "1", "learning_rate": "1e-9"})
+    assert run.code == 0, run.err
+    assert re.findall(r"epoch=(\d), validation mAP", run.out) == ["0", "1"]
+    assert "Early stopping: no improvement of the validation mAP for 1 epochs." in run.out
+    assert '"epochs": {"sum": 2.0' in run.out
+
+
+def test_the_log_names_validate_every_where_validation_takes_long() -> None:
+    assert log_lines.validated(0.3, 1) == "Validation took 30.0 % of the time since the one before."
+    assert log_lines.validated(0.4, 2) == (
+        "Validation took 40.0 % of the time since the one before. A validate_every above 2 would leave more of it to "
+        "training."
+    )
 
 
 def test_the_log_says_how_long_the_steps_waited(trained: Run) -> None:

@@ -59,6 +59,17 @@ def test_every_optimizer_lowers_the_loss(settings: dict[str, str]) -> None:
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.parametrize("recipe", ["builtin", "modern"])
+def test_vgg_from_scratch_learns_at_its_default_learning_rate(recipe: str) -> None:
+    network = build_network("vgg-16", 128, 3)
+    values = initial_parameters(network, 128, np.random.default_rng(0)) | constants(network)
+    given = {"num_classes": "3", "num_training_samples": "4", "mini_batch_size": "16", "recipe": recipe}
+    trainer = Trainer(network, values, Hyperparameters.parse(given), [mx.cpu()], steps_an_epoch=1)
+    losses = [trainer.train_epoch(epoch, [batch()]).cross_entropy for epoch in range(10)]
+    assert np.isfinite(losses).all()
+    assert losses[-1] < 0.8 * losses[0]
+
+
 def test_momentum_and_weight_decay_are_used() -> None:
     """Each changes the second step's outcome; momentum 0 and weight decay 0 are legal."""
     outcomes = []

@@ -1,5 +1,6 @@
 """The training job, and `main()`: the only catch-all, the failure file, the exit code."""
 
+import contextlib
 import errno
 import functools
 import logging
@@ -133,11 +134,12 @@ def usable_gpus() -> list[gpus.Gpu]:
     UserError
         When there is one that MXNet has no code for, or the driver fails.
     """
-    found = gpus.installed()
     if not gpus.mxnet_is_built_for_gpus():
-        if found:
-            logger.warning("The GPU %s is not used: this image's MXNet is built for the CPU.", found[0].name)
+        with contextlib.suppress(UserError):  # a driver that fails is nothing to whom it does not matter
+            for gpu in gpus.installed()[:1]:
+                logger.warning("The GPU %s is not used: this image's MXNet is built for the CPU.", gpu.name)
         return []
+    found = gpus.installed()
     wrong = gpus.without_code(found)
     if wrong:
         raise UserError(wrong)
