@@ -81,6 +81,40 @@ def test_loss_is_that_of_a_naive_loop(seed: int) -> None:
         assert loss[image].asscalar() == pytest.approx((expected[0] + expected[1]) / max(expected[2], 1), rel=1e-4)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_targets_are_those_of_multi_box_target_where_that_is_defined(seed: int) -> None:
+    """Images with objects, no two of which want the same anchor: MXNet's operator gives the second another one."""
+    generator = np.random.default_rng(seed)
+    boxes, classes = random_truth(generator, images=9, most=4)
+    best = [[int(geometry.iou(ANCHORS, box[None])[:, 0].argmax()) for box in each] for each in boxes]
+    counts = (classes >= 0).sum(axis=1)
+    alone = [len(set(each[:count])) == count > 0 for each, count in zip(best, counts, strict=True)]
+    boxes, classes = boxes[alone], classes[alone]
+    assert len(boxes) >= 3
+    logits = mx.nd.array(generator.normal(0, 2, (len(boxes), len(ANCHORS), CLASSES + 1)))
+    truths, anchors = (mx.nd.array(boxes), mx.nd.array(classes)), mx.nd.array(ANCHORS[None])
+    positive, matched, matched_classes = targets.match(mx.nd, anchors, *truths)
+    background_loss = -mx.nd.log_softmax(logits, axis=2)[:, :, 0]
+    negative = targets.hard_negatives(mx.nd, positive, background_loss).asnumpy()
+    positive = positive.asnumpy()
+    ours = np.where(positive, matched_classes.asnumpy() + 1, np.where(negative, 0, -1))
+    rows = np.concatenate([classes[:, :, None], boxes], axis=2)
+    rows[classes < 0] = -1
+    theirs_offsets, _, theirs = mx.nd.contrib.MultiBoxTarget(
+        anchors,
+        mx.nd.array(rows),
+        logits.transpose((0, 2, 1)),
+        overlap_threshold=targets.MATCH_IOU,
+        negative_mining_ratio=targets.NEGATIVES_PER_POSITIVE,
+        negative_mining_thresh=targets.MATCH_IOU,
+        variances=geometry.OFFSET_SCALES,
+    )
+    assert (ours == theirs.asnumpy()).all()
+    offsets = targets.encode(mx.nd, anchors, matched).asnumpy()
+    expected = theirs_offsets.asnumpy().reshape(offsets.shape)
+    assert offsets[positive > 0] == pytest.approx(expected[positive > 0], abs=1e-5)
+
+
 def test_two_boxes_that_want_one_anchor() -> None:
     # Both lie best with the 2x2 map's first anchor; the better fitting one gets it.
     anchor = ANCHORS[-16]
