@@ -1,5 +1,6 @@
 """A real folder tree, the real scripts and a real server, as the platform would use them."""
 
+import contextlib
 import json
 import os
 import struct
@@ -148,6 +149,19 @@ def write_driver(path: Path, name: str, capability: tuple[int, int], gpus: int, 
         image[at : at + len(part)] = part
     path.parent.mkdir(parents=True)
     path.write_bytes(image)
+
+
+@contextlib.contextmanager
+def disk(folder: Path, megabytes: int) -> Iterator[Path]:
+    """A small disk of its own at a folder; skips the test of who may not mount one."""
+    folder.mkdir(parents=True)
+    command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("only root may mount a disk")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.fixture(scope="session")

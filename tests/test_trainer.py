@@ -119,6 +119,7 @@ def test_twenty_steps_from_the_same_start_end_bit_identical() -> None:
 
 def test_a_step_reads_nothing_from_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Over 50 steps only the losses are read: ten at a time, and none of the step just begun."""
+    monkeypatch.setattr("ssd_algo.training.trainer._QUEUED_SECONDS", float("inf"))
     trainer = make([mx.cpu()], recipe="modern")
     trainer.train_epoch(0, [batch()])
     reads: list[tuple[str, int]] = []

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ssd_algo import whole_files
 from ssd_algo.contract import gpus
 from ssd_algo.errors import UserError
 
+_PLATFORM_BASE = "/opt/ml"
 FAILURE_LIMIT = 1024  # characters of the failure file that the platform shows
 
 
@@ -63,7 +65,7 @@ class Container:
     def from_environment(cls) -> "Container":
         """The container this process runs in: `SAGEMAKER_BASE_DIR` replaces `/opt/ml`."""
         return cls(
-            base=Path(os.environ.get("SAGEMAKER_BASE_DIR") or "/opt/ml"),
+            base=Path(os.environ.get("SAGEMAKER_BASE_DIR") or _PLATFORM_BASE),
             on_platform=bool(os.environ.get("TRAINING_JOB_NAME")),
         )
 
@@ -84,6 +86,23 @@ class Container:
     def packed_model(self) -> Path:
         """Where model.tar.gz goes when no platform packs it."""
         return self.output_directory / "model.tar.gz"
+
+    def checkpoint_directory(self) -> Path | None:
+        """Where checkpoints go: what checkpointconfig.json says, else `checkpoints` where that folder is there.
+
+        Raises
+        ------
+        UserError
+            When the configuration is not one.
+        """
+        path, folder = self._config("checkpointconfig"), self.base / "checkpoints"
+        if not path.is_file():
+            return folder if folder.is_dir() else None
+        local = _read_object(path).get("LocalPath") or folder
+        if not isinstance(local, str | Path) or not Path(local).is_absolute():
+            raise UserError(f'{path}: "LocalPath" must be an absolute path; it is {local}.')
+        within = Path(local).is_relative_to(_PLATFORM_BASE)
+        return self.base / Path(local).relative_to(_PLATFORM_BASE) if within else Path(local)
 
     @property
     def hyperparameters_file(self) -> Path:
@@ -143,9 +162,8 @@ class Container:
         """Leave a JSON file among the job's output; a reader sees the old or the new one."""
         path = self.output_directory / "data" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{name}.part")
-        temporary.write_text(json.dumps(document, indent=1), encoding="utf-8")
-        temporary.rename(path)
+        text = json.dumps(document, indent=1)
+        whole_files.replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
         return path
 
     def forget_failure(self) -> None:

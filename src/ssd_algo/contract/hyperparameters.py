@@ -132,6 +132,17 @@ class Hyperparameters(BaseModel):
         "recipe `builtin` and where lr_scheduler_step is given.",
     )
     validate_every: int = _ours(1, "Epochs from one validation to the next; the last is always validated.", ge=1)
+    checkpoint_minutes: Number = _ours(
+        10.0,
+        "Minutes from one checkpoint to the next within an epoch; there is one at each epoch's end too. Without a folder "
+        "for checkpoints none is written.",
+        gt=0,
+    )
+    transfer: bool = _ours(
+        False,
+        "True: the model of channel `model` may have other classes; those of the same name are carried over, the "
+        "others are new.",
+    )
     seed: int = _ours(
         0, "Seed of initial weights, data order and augmentation: same seed, same result on the CPU.", ge=0
     )

@@ -120,6 +120,8 @@ def saved(path: str) -> str:
     return f'Saved checkpoint to "{path}"'
 
 
+NO_CHECKPOINTS = "Checkpoint loading and saving are disabled."
+
 NO_TEST_DATA = "Test data is not provided."
 
 

@@ -41,6 +41,10 @@ class Rules:
         Images of a channel that may be unreadable, and are then skipped.
     headers : bool
         Whether image headers are read too. Where reading is dear it waits until the image is decoded.
+    base_network : str or None
+        The hyperparameter, which a model to start from must have too; None without it.
+    transfer : bool
+        Whether a model to start from may have other classes.
     """
 
     num_classes: int | None
@@ -48,6 +52,8 @@ class Rules:
     label_width: int | None = None
     max_bad_records: int = 0
     headers: bool = True
+    base_network: str | None = None
+    transfer: bool = False
 
 
 @dataclass

@@ -141,8 +141,8 @@ class Loader:
         """Batches in an epoch."""
         return -(-len(self._samples) // self._batch_size)
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of an epoch, in order.
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch, in order, from the `first` on, counted from 0.
 
         Raises
         ------
@@ -154,8 +154,8 @@ class Loader:
         order = epoch_order(len(self._samples), self._seed, epoch, self._shuffled)
         self.waited = 0.0
         done: dict[int, dict[int, NotAnImage]] = {}
-        asked = 0
-        for number in range(self.steps()):
+        asked = first
+        for number in range(first, self.steps()):
             # Every slot but those of batches not taken yet is free: work ahead as far as the slots go.
             while asked < min(self.steps(), number + len(self._slots)):
                 self._ask(asked, epoch, batch_at(order, asked, self._batch_size)[0])

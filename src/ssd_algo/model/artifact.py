@@ -4,11 +4,10 @@ import errno
 import gzip
 import json
 import os
-import shutil
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ssd_algo import whole_files
+from ssd_algo.data.findings import printable
 from ssd_algo.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,6 +29,24 @@ HYPERPARAMETERS_FILE = "hyperparams.json"
 CLASSES_FILE = "classes.json"
 _REQUIRED = (SYMBOL_FILE, PARAMETERS_FILE, HYPERPARAMETERS_FILE)
 _OPTIONAL = (CLASSES_FILE,)
+
+# What an archive may hold. The largest model, ResNet-101 with 10,000 classes, has 9.96 GB.
+MOST_BYTES = 10 * 10**9
+MOST_MEMBERS = 1_000
+MOST_BYTES_OF_A_HEADER = 1_000_000  # it is read into memory, and as long as the names in it say
+_CHUNK = 1 << 16
+
+# What tarfile and gzip raise over an archive that is none, or has nonsense in a header.
+_DAMAGED = (
+    tarfile.TarError,
+    gzip.BadGzipFile,
+    zlib.error,
+    EOFError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    RecursionError,
+)
 
 
 @dataclass(frozen=True)
@@ -91,13 +110,23 @@ def save(
     names = {str(identity): name for identity, name in sorted(class_names.items())}
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        _replace(directory / SYMBOL_FILE, lambda path: path.write_text(symbol.tojson()))
-        _replace(directory / HYPERPARAMETERS_FILE, lambda path: path.write_text(json.dumps(hyperparameters)))
-        _replace(directory / CLASSES_FILE, lambda path: path.write_text(json.dumps(names)))
-        _replace(directory / PARAMETERS_FILE, lambda path: mx.nd.save(str(path), arrays))
+        whole_files.replace(directory / SYMBOL_FILE, lambda path: path.write_text(symbol.tojson()))
+        whole_files.replace(directory / HYPERPARAMETERS_FILE, lambda path: path.write_text(json.dumps(hyperparameters)))
+        whole_files.replace(directory / CLASSES_FILE, lambda path: path.write_text(json.dumps(names)))
+        whole_files.replace(directory / PARAMETERS_FILE, lambda path: mx.nd.save(str(path), arrays))
     except (OSError, mx.base.MXNetError) as error:
         raise _cannot_write(directory, sum(value.nbytes for value in parameters.values()), error) from error
     return directory / PARAMETERS_FILE
+
+
+def is_there(directory: Path) -> bool:
+    """Whether a directory holds an artifact."""
+    return not _missing(directory)
+
+
+def _missing(directory: Path) -> str:
+    """Names of a model's files that a directory lacks."""
+    return ", ".join(name for name in _REQUIRED if not (directory / name).is_file())
 
 
 def pack(directory: Path, archive: Path) -> None:
@@ -121,22 +150,10 @@ def pack(directory: Path, archive: Path) -> None:
 
     try:
         archive.parent.mkdir(parents=True, exist_ok=True)
-        _replace(archive, write)
+        whole_files.replace(archive, write)
     except OSError as error:
         size = sum(path.stat().st_size for path in directory.iterdir() if path.is_file())
         raise _cannot_write(archive, size, error) from error
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it: readers see the old or the new file."""
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _cannot_write(path: Path, size: int, error: Exception) -> UserError:
@@ -153,14 +170,12 @@ def describe(directory: Path) -> Description:
     UserError
         Naming the file that is missing or wrong.
     """
-    missing = [name for name in _REQUIRED if not (directory / name).is_file()]
+    missing = _missing(directory)
     if missing:
-        raise UserError(
-            f"{directory} holds no model: {', '.join(missing)} missing; unpack a model.tar.gz made by training there."
-        )
+        raise UserError(f"{directory} holds no model: {missing} missing; unpack a model.tar.gz made by training there.")
     hyperparameters = _read_object(directory / HYPERPARAMETERS_FILE)
     classes = _read_object(directory / CLASSES_FILE) if (directory / CLASSES_FILE).is_file() else {}
-    if not all(identity.isdecimal() for identity in classes):
+    if not all(identity.isdecimal() and len(identity) < 10 for identity in classes):
         raise UserError(
             f"{directory / CLASSES_FILE} has a class id that is no number; use the file that training wrote."
         )
@@ -215,41 +230,111 @@ def load_symbol(directory: Path) -> "mx.sym.Symbol":
 def unpacked(channel: Path) -> Iterator[Path]:
     """The directory with the artifact of a model channel, which holds a model.tar.gz or what was in one.
 
+    An archive is unpacked into a temporary directory. A `UserError` over the files in it, raised while it is in use, is
+    told with the archive's path.
+
     Raises
     ------
     UserError
-        When neither is there, or the archive is damaged.
+        When the archive is damaged, breaks a rule, lacks a file of a model, or does not fit on the disk.
     """
     archive = channel / "model.tar.gz"
     if not archive.is_file():
         yield channel
         return
     with tempfile.TemporaryDirectory(prefix="ssd-algo-model-") as directory:
+        _unpack(archive, Path(directory))
+        missing = _missing(Path(directory))
+        if missing:
+            raise UserError(f"{archive} holds no model: {missing} missing; give a model.tar.gz made by training.")
         try:
-            _unpack(archive, Path(directory))
-        except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise UserError(f"{archive} is damaged and cannot be unpacked; upload it again.") from error
-        yield Path(directory)
+            yield Path(directory)
+        except UserError as error:
+            raise UserError(str(error).replace(directory, str(archive))) from error
 
 
 def _unpack(archive: Path, directory: Path) -> None:
-    with gzip.open(archive) as compressed:
-        with tarfile.open(fileobj=compressed, mode="r|") as tar:
-            for member in tar:
-                # Only plain files with a known name are taken, and written under it: links and paths have no effect.
-                name = os.path.normpath(member.name)
-                source = tar.extractfile(member) if member.isfile() and name in (*_REQUIRED, *_OPTIONAL) else None
-                if source is not None:
-                    with (directory / name).open("wb") as target:
-                        shutil.copyfileobj(source, target)
-        while compressed.read(1 << 20):  # to the end, where the checksum is
-            pass
+    try:
+        with _BoundedGzipFile(archive) as stream:
+            with tarfile.open(fileobj=stream, mode="r|") as tar:
+                for count, member in enumerate(tar, 1):
+                    _check_member(archive, count, member)
+                    _copy_member(tar, member, directory, stream)
+            while stream.read(_CHUNK):  # to the end, where the checksum is
+                stream.after_header()
+    except _DAMAGED as error:
+        raise UserError(f"{archive} is damaged and cannot be unpacked; upload it again.") from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"{archive} cannot be unpacked into {directory.parent} (the disk is full); use an instance with a larger "
+            "volume."
+        ) from error
+
+
+class _BoundedGzipFile(gzip.GzipFile):
+    """Refuses to go on beyond the limits: a small file can hold more than any disk."""
+
+    def __init__(self, archive: Path) -> None:
+        super().__init__(archive)
+        self._archive, self._all, self._header = archive, 0, 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        part = super().read(size)
+        self._all += len(part)
+        self._header += len(part)
+        if self._all > MOST_BYTES:
+            raise UserError(
+                f"{self._archive} has more than {MOST_BYTES / 1e9:g} GB when unpacked, which no model has; pack a "
+                "model's files alone."
+            )
+        if self._header > MOST_BYTES_OF_A_HEADER:
+            raise UserError(
+                f"{self._archive} has a member with a header of more than {MOST_BYTES_OF_A_HEADER} bytes, which no "
+                "model has; pack a model's files anew."
+            )
+        return part
+
+    def after_header(self) -> None:
+        """What was read so far belongs to no header."""
+        self._header = 0
+
+
+def _check_member(archive: Path, count: int, member: tarfile.TarInfo) -> None:
+    """See that a member cannot have an effect outside of the directory, nor in it but by its own bytes."""
+    name = printable(member.name if len(member.name) <= 100 else f"{member.name[:99]}…")
+    if count > MOST_MEMBERS:
+        raise UserError(
+            f"{archive} has more than {MOST_MEMBERS} members, which no model has; pack a model's files alone."
+        )
+    # A sparse file is large by its header, not by bytes of the archive.
+    if member.issparse() or not (member.isreg() or member.isdir()):
+        kind = "a link" if member.issym() or member.islnk() else "a sparse file" if member.issparse() else "a device"
+        raise UserError(f'{archive}: "{name}" is {kind}, but a model has plain files only; pack them anew.')
+    if member.name.startswith("/") or ".." in member.name.split("/"):
+        raise UserError(
+            f'{archive}: the path "{name}" is absolute or has "..", but must stay within the archive; pack a model\'s '
+            "files anew."
+        )
+
+
+def _copy_member(tar: tarfile.TarFile, member: tarfile.TarInfo, directory: Path, stream: _BoundedGzipFile) -> None:
+    """Write a file with one of the model's names into the directory; read over any other."""
+    name = os.path.normpath(member.name)
+    source = tar.extractfile(member)
+    if source is None:  # a directory
+        return
+    with open(directory / name if name in (*_REQUIRED, *_OPTIONAL) else os.devnull, "wb") as target:
+        while part := source.read(_CHUNK):
+            target.write(part)
+            stream.after_header()
 
 
 def _read_object(path: Path) -> dict[str, str]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON in UTF-8 ({error}); use the file that training wrote.") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} holds a {type(value).__name__}, not a JSON object; use the file that training wrote.")

@@ -1,6 +1,7 @@
 """The SSD detector as a symbol: backbone, extra feature layers, heads (Liu et al. 2016)."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 
 import mxnet as mx
 import numpy as np
@@ -20,6 +21,8 @@ CONSTANTS = ("data_mean", "data_std", "anchors")
 # How much of the feature maps the heads see. Heads sum over thousands of inputs of size one, so their outputs move that
 # much faster than the backbone's; scaled, training from scratch at 0.001 to 0.01 does not overshoot in its first steps.
 _HEAD_INPUT_SCALE = 0.3
+
+_CLASS_HEAD = "_cls_pred"
 
 # Extra layers after the backbone's last map: filters, kernel, stride, padding of the 3x3 convolution (the 1x1 before it
 # has half the filters). A large input has one more, and ends in a 4x4 that turns a 2x2 map into one cell.
@@ -61,7 +64,7 @@ def _build(base_network: str, image_shape: int, num_classes: int) -> Network:
     per_cell = anchor_layout.anchors_per_cell(len(maps))
     logits, offsets = [], []
     for (name, each), cell in zip(maps.items(), per_cell, strict=True):
-        logits.append(_head(each, f"{name}_cls_pred", cell, num_classes + 1))
+        logits.append(_head(each, f"{name}{_CLASS_HEAD}", cell, num_classes + 1))
         offsets.append(_head(each, f"{name}_loc_pred", cell, 4))
     return Network(
         symbol=mx.sym.Group(
@@ -72,6 +75,15 @@ def _build(base_network: str, image_shape: int, num_classes: int) -> Network:
         ),
         anchors=anchor_layout.anchors(image_shape, map_sizes),
     )
+
+
+def with_momentum_of_statistics(network: Network, momentum: float) -> Network:
+    """The same network, whose BatchNorm layers keep this share of their moving statistics at each training step."""
+    graph = json.loads(network.symbol.tojson())
+    for node in graph["nodes"]:
+        if node["op"] == "BatchNorm":
+            node["attrs"]["momentum"] = str(momentum)
+    return replace(network, symbol=mx.sym.load_json(json.dumps(graph)))
 
 
 def to_input(images: mx.sym.Symbol) -> mx.sym.Symbol:
@@ -146,6 +158,11 @@ def parameter_shapes(network: Network, image_shape: int) -> dict[str, tuple[int,
     shapes = dict(zip(symbol.list_arguments(), arguments, strict=True))
     shapes.update(zip(symbol.list_auxiliary_states(), auxiliaries, strict=True))
     return {name: shape for name, shape in shapes.items() if name != "data" and name not in CONSTANTS}
+
+
+def is_class_head(name: str) -> bool:
+    """Whether a parameter has a row for each anchor of a cell and each class: `(per_cell x (C + 1), ...)`."""
+    return name.endswith((f"{_CLASS_HEAD}_conv_weight", f"{_CLASS_HEAD}_conv_bias"))
 
 
 def initial_parameters(

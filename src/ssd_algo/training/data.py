@@ -18,10 +18,12 @@ from ssd_algo.data.records import read_record_channel
 from ssd_algo.data.table import SampleTable
 from ssd_algo.errors import UserError
 from ssd_algo.model import pretrained
+from ssd_algo.training import model_channel
 
 _RECORD_TYPE = "application/x-recordio"
 _IMAGE_TYPES = ("image/jpeg", "image/png", "application/x-image")
 _ANNOTATION_TYPES = (*_IMAGE_TYPES, "application/json")
+_MODEL_TYPE = "application/x-sagemaker-model"
 
 _READ = ("train", "validation")
 _LABELLED = ("train", "validation", "train_annotation", "validation_annotation")
@@ -47,6 +49,8 @@ def rules(hyperparameters: Hyperparameters) -> Rules:
         num_training_samples=hyperparameters.num_training_samples,
         label_width=hyperparameters.label_width,
         max_bad_records=hyperparameters.max_bad_records,
+        base_network=hyperparameters.base_network,
+        transfer=hyperparameters.transfer,
     )
 
 
@@ -106,8 +110,27 @@ def read(
             pretrained.in_channel(Path(channels["pretrained"].location))
         except UserError as error:
             findings.refuse("channel of weights", "channel pretrained", str(error))
-    model = Path(channels["model"].location) if "model" in channels else None
-    return TrainingData(train, validation, names, model)
+    return TrainingData(train, validation, names, _model(channels, folders, rules, names, findings))
+
+
+def _model(
+    channels: dict[str, Channel],
+    folders: dict[str, Folder | None],
+    rules: Rules,
+    class_names: dict[int, str],
+    findings: Findings,
+) -> Path | None:
+    """The directory of the model channel, which is looked into on a disk only; None without one."""
+    if "model" not in channels:
+        if rules.transfer:
+            findings.warn(
+                "transfer without a model", "channel model", "it is missing, so that transfer True has no effect."
+            )
+        return None
+    location = channels["model"].location
+    if folders["model"] is not None and not location.startswith("s3://"):
+        model_channel.check(Path(location), rules, class_names, findings)
+    return Path(location)
 
 
 def read_training_images(
@@ -146,12 +169,13 @@ def _check_names(channels: dict[str, Channel], findings: Findings) -> None:
 
 def _list(channel: Channel, findings: Findings) -> Folder | None:
     """The channel's files, unless they cannot be had or nothing may be read from them."""
-    allowed = _ANNOTATION_TYPES if channel.name.endswith("_annotation") else (_RECORD_TYPE, *_IMAGE_TYPES)
-    if channel.name not in _WEIGHTS and channel.content_type not in ("", *allowed):
+    allowed = _content_types(channel.name)
+    if allowed and channel.content_type not in ("", *allowed):
+        rule = f"one of {', '.join(allowed)}" if len(allowed) > 1 else f"{allowed[0]} or none"
         findings.refuse(
             "content type",
             f"channel {channel.name}",
-            f"its content type is {channel.content_type}; it must be one of {', '.join(allowed)}.",
+            f"its content type is {channel.content_type}; it must be {rule}.",
         )
         return None
     if channel.input_mode == "Pipe":
@@ -181,6 +205,15 @@ def _list(channel: Channel, findings: Findings) -> Folder | None:
         )
         return None
     return folder
+
+
+def _content_types(channel: str) -> tuple[str, ...]:
+    """The content types that a channel may have beside none; empty where any will do."""
+    if channel == "model":
+        return (_MODEL_TYPE,)
+    if channel in _WEIGHTS:
+        return ()
+    return _ANNOTATION_TYPES if channel.endswith("_annotation") else (_RECORD_TYPE, *_IMAGE_TYPES)
 
 
 def _check_format(

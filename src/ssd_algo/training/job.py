@@ -4,7 +4,6 @@ import contextlib
 import errno
 import functools
 import logging
-import signal
 import sys
 import time
 import traceback
@@ -17,6 +16,7 @@ from ssd_algo.data.loader import Loader
 from ssd_algo.errors import AlgorithmError, SsdAlgoError, UserError
 from ssd_algo.model import pretrained
 from ssd_algo.training import data
+from ssd_algo.training.stopping import STOPPED_BEFORE_FIRST_STEP, Stop
 
 logger = logging.getLogger(__name__)
 
@@ -36,10 +36,13 @@ def main() -> int:
     log_lines.configure_logging()
     container = Container.from_environment()
     print(log_lines.entry_point("train"), flush=True)
-    signal.signal(signal.SIGTERM, _stop)
+    stop = Stop()
+    stop.listen()
     try:
         container.forget_failure()
-        run(container)
+        run(container, stop)
+    except SystemExit:
+        logger.warning(STOPPED_BEFORE_FIRST_STEP)
     except Exception as error:
         cause = classify(error)
         details = "".join(traceback.format_exception(error)) if isinstance(cause, AlgorithmError) else ""
@@ -47,13 +50,7 @@ def main() -> int:
     return 0
 
 
-def _stop(*_: object) -> None:
-    """End on SIGTERM; as process 1 of a container the signal would else have no effect."""
-    logger.warning("Stopped by SIGTERM; the best model so far is kept.")
-    sys.exit(0)
-
-
-def run(container: Container) -> None:
+def run(container: Container, stop: Stop) -> None:
     """Train as the container's configuration says, and leave the best model."""
     started = time.time()
     provided = container.hyperparameters()
@@ -88,10 +85,11 @@ def run(container: Container) -> None:
                 gpus=len(found),
                 model_directory=container.model_directory,
                 packed_model=None if container.on_platform else container.packed_model,
+                checkpoint_directory=container.checkpoint_directory(),
                 write_metrics=functools.partial(container.write_output, "metrics.json"),
                 started=started,
             )
-            loop.train(job, loader, validation)
+            loop.train(job, loader, validation, stop)
     except Exception as error:
         if _has_no_memory(error):
             raise too_large(hyperparameters, len(found)) from error

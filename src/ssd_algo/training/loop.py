@@ -2,27 +2,31 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import mxnet as mx
 import numpy as np
 from numpy.typing import NDArray
 
 from ssd_algo.contract import log_lines
 from ssd_algo.contract.hyperparameters import Hyperparameters
-from ssd_algo.data.loader import Loader
-from ssd_algo.errors import UserError
+from ssd_algo.data.loader import Batch, Loader
+from ssd_algo.errors import AlgorithmError, UserError
 from ssd_algo.inference.engines import devices
 from ssd_algo.inference.predictor import Predictor
-from ssd_algo.model import artifact, pretrained
+from ssd_algo.model import artifact
 from ssd_algo.model.export import deploy_symbol
-from ssd_algo.model.network import Network, build_network, constants, initial_parameters, parameter_shapes
-from ssd_algo.training import schedule
+from ssd_algo.model.network import build_network
+from ssd_algo.training import resume, schedule
+from ssd_algo.training.checkpoint import Checkpoints
 from ssd_algo.training.data import TrainingData
+from ssd_algo.training.starting_point import starting_values
+from ssd_algo.training.stopping import STOPPED_BEFORE_FIRST_STEP, Stop, Stopped
 from ssd_algo.training.trainer import EpochResult, Trainer
-from ssd_algo.training.validation import Validation
+from ssd_algo.training.validation import Validation, finite
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +50,7 @@ class Job:
     model_directory : Path
     packed_model : Path or None
         Where to pack the model when all is done; None where the platform does it.
+    checkpoint_directory : Path or None
     write_metrics : callable
         Leaves metrics.json among the output.
     started : float
@@ -60,13 +65,95 @@ class Job:
     gpus: int
     model_directory: Path
     packed_model: Path | None
+    checkpoint_directory: Path | None
     write_metrics: Callable[[dict[str, Any]], Path]
     started: float
 
 
-def train(job: Job, loader: Loader, validation: Loader) -> None:
-    """Train for all epochs or until early stopping; the best model by validation mAP is what is kept."""
+@dataclass(frozen=True)
+class Run:
+    """A job's training and what it works with.
+
+    Attributes
+    ----------
+    job : Job
+    loader : Loader
+    trainer : Trainer
+    validation : Validation
+    checkpoints : Checkpoints
+    save : callable
+        Makes values the model; returns the path of the parameters.
+    stop : Stop
+    """
+
+    job: Job
+    loader: Loader
+    trainer: Trainer
+    validation: Validation
+    checkpoints: Checkpoints
+    save: Callable[[dict[str, NDArray[np.float32]]], Path]
+    stop: Stop
+
+
+def train(job: Job, loader: Loader, validation_loader: Loader, stop: Stop) -> None:
+    """Train for all epochs, until early stopping, or until the job is to stop.
+
+    The best model by validation mAP is what is kept; of a job that is stopped before the first validation, the weights
+    as they are. With a folder for checkpoints training goes on where the newest one was made.
+    """
     hp = job.hyperparameters
+    contexts = _devices(job)
+    network = build_network(hp.base_network, hp.image_shape, hp.num_classes)
+    symbol = deploy_symbol(network, hp.num_classes, hp.nms_threshold, hp.nms_topk)
+
+    def save(values: dict[str, NDArray[np.float32]]) -> Path:
+        return artifact.save(job.model_directory, symbol, values, job.configuration, job.data.class_names)
+
+    directory = job.checkpoint_directory
+    logger.info(log_lines.NO_CHECKPOINTS if directory is None else f"Checkpoints are kept in {directory}.")
+    with Checkpoints(directory, hp.checkpoint_minutes) as checkpoints:
+        checkpoint = checkpoints.newest()
+        if checkpoint is None:
+            values = starting_values(network, hp, job.data, job.weights)
+        else:
+            values = resume.values(checkpoint, job.configuration)
+        trainer = Trainer(network, values, hp, contexts, loader.steps())
+        predictors = {
+            kind: Predictor(engine, network.anchors, hp.image_shape, hp.nms_threshold, hp.nms_topk)
+            for kind, engine in trainer.engines().items()
+        }
+        ready = time.time()
+        _print_metrics(job, job.started, {"Total Records Seen": 0}, Meta="init_train_data_iter")
+        with Validation(
+            job.host,
+            hp,
+            job.data.class_names,
+            job.data.validation,
+            validation_loader,
+            predictors,
+            save,
+            job.write_metrics,
+            stop,
+        ) as validation:
+            run = Run(job, loader, trainer, validation, checkpoints, save, stop)
+            try:
+                stop.defer()
+                if checkpoint:
+                    samples = len(job.data.train.samples)
+                    resume.restore(checkpoint, job.configuration, samples, loader.steps(), trainer, validation)
+                stop.check()
+                _train_epochs(run)
+                validation.finish()
+                _finish(run, ready)
+            except Stopped:
+                validation.finish()
+                _leave_model(run)
+            checkpoints.finish()
+    if job.packed_model is not None and artifact.is_there(job.model_directory):
+        artifact.pack(job.model_directory, job.packed_model)
+
+
+def _devices(job: Job) -> list[mx.Context]:
     contexts = devices()
     if job.gpus and contexts[0].device_type == "cpu":
         raise UserError(
@@ -74,90 +161,93 @@ def train(job: Job, loader: Loader, validation: Loader) -> None:
             "instance with a newer driver (450.80 or above)."
         )
     logger.info("Using %s as training context.", contexts)
-    network = build_network(hp.base_network, hp.image_shape, hp.num_classes)
-    trainer = Trainer(network, starting_values(network, job), hp, contexts, loader.steps())
-    predictors = {
-        kind: Predictor(engine, network.anchors, hp.image_shape, hp.nms_threshold, hp.nms_topk)
-        for kind, engine in trainer.engines().items()
-    }
-    symbol = deploy_symbol(network, hp.num_classes, hp.nms_threshold, hp.nms_topk)
-
-    def save(values: dict[str, NDArray[np.float32]]) -> Path:
-        return artifact.save(job.model_directory, symbol, values, job.configuration, job.data.class_names)
-
-    ready = time.time()
-    _print_metrics(job, job.started, {"Total Records Seen": 0}, Meta="init_train_data_iter")
-    with Validation(
-        job.host, hp, job.data.class_names, job.data.validation, validation, predictors, save, job.write_metrics
-    ) as validating:
-        for epoch in range(hp.epochs):
-            begun = time.time()
-            result = trainer.train_epoch(epoch, loader.epoch(epoch))
-            logger.info(log_lines.waited(loader.waited / result.seconds))
-            _log_epoch(job, epoch, result)
-            turn = (epoch + 1) % hp.validate_every == 0 or epoch + 1 == hp.epochs
-            validating.close_epoch(epoch, result, trainer, turn)
-            logger.info(log_lines.progress(job.host, epoch + 1, hp.epochs))
-            seen = {"Total Records Seen": result.examples * (epoch + 1), "Records Since Last Reset": result.examples}
-            _print_metrics(job, begun, seen, epoch=epoch, Meta="training_data_iter")
-            # Only who may stop waits for the score; others train on meanwhile.
-            if hp.early_stopping and turn and schedule.should_stop(hp, validating.finish()):
-                logger.info(
-                    "Early stopping: no improvement of the validation mAP for %d epochs.", hp.early_stopping_patience
-                )
-                break
-        validating.finish()
-    if job.packed_model is not None:
-        artifact.pack(job.model_directory, job.packed_model)
-    logger.info(log_lines.NO_TEST_DATA)
-    milliseconds = {"setuptime": (ready - job.started) * 1000, "totaltime": (time.time() - job.started) * 1000}
-    _print_metrics(job, job.started, {"epochs": epoch + 1} | milliseconds)
-    logger.info(log_lines.finished(*validating.best()))
+    return contexts
 
 
-def starting_values(network: Network, job: Job) -> dict[str, NDArray[np.float32]]:
-    """Parameters to start from, by name, with the network's constants: the model channel's, or drawn.
+def _train_epochs(run: Run) -> None:
+    job, trainer, hp = run.job, run.trainer, run.job.hyperparameters
+    if trainer.so_far.epoch >= hp.epochs:
+        logger.warning("The checkpoint has %d epochs, and epochs is %d.", trainer.so_far.epoch, hp.epochs)
+    for epoch in range(trainer.so_far.epoch, hp.epochs):
+        begun = time.time()
+        result = _train_epoch(run, epoch)
+        logger.info(log_lines.waited(run.loader.waited / result.seconds))
+        _log_epoch(job, epoch, result)
+        turn = (epoch + 1) % hp.validate_every == 0 or epoch + 1 == hp.epochs
+        run.validation.close_epoch(epoch, result, trainer, turn)
+        logger.info(log_lines.progress(job.host, epoch + 1, hp.epochs))
+        seen = {"Total Records Seen": result.examples * (epoch + 1), "Records Since Last Reset": result.examples}
+        _print_metrics(job, begun, seen, epoch=epoch, Meta="training_data_iter")
+        # Only who may stop waits for the score; others train on meanwhile.
+        if hp.early_stopping and turn and schedule.should_stop(hp, run.validation.finish()):
+            patience = hp.early_stopping_patience
+            logger.info("Early stopping: no improvement of the validation mAP for %d epochs.", patience)
+            break
+
+
+def _train_epoch(run: Run, epoch: int) -> EpochResult:
+    """The rest of an epoch, with the checkpoints that fall into it.
+
+    The one at its end is made before its validation: who goes on from it validates first.
 
     Raises
     ------
-    UserError
-        When the model channel's model does not fit.
+    Stopped
+        When the job is to stop; after a checkpoint.
     """
-    hp = job.hyperparameters
-    if job.data.model is not None:
-        with artifact.unpacked(job.data.model) as directory:
-            return _values_of_model(network, hp, directory) | constants(network)
-    values = initial_parameters(network, hp.image_shape, np.random.default_rng(hp.seed)) | constants(network)
-    logger.info(log_lines.start_from_pretrained(hp.use_pretrained_model))
-    if job.weights is not None:
-        loaded = pretrained.load(job.weights, hp.base_network)
-        logger.info(log_lines.loaded_pretrained(len(loaded), hp.base_network, str(job.weights)))
-        values |= loaded
-    return values
+    trainer, checkpoints, stop = run.trainer, run.checkpoints, run.stop
+    batches = _until_stopped(run.loader.epoch(epoch, trainer.so_far.batches), stop)
+    if not artifact.is_there(run.job.model_directory):
+        trainer.train_epoch(epoch, batches, lambda: True)
+        # Whatever happens from now on, there is a model.
+        path = run.save(finite(trainer.values(), epoch, trainer.learning_rate))
+        logger.info("The weights after the first step are in %s until the first validation.", path)
+
+    def due() -> bool:
+        ended = trainer.so_far.batches == run.loader.steps()
+        return stop.requested or (checkpoints.enabled and (ended or checkpoints.due()))
+
+    while True:
+        result = trainer.train_epoch(epoch, batches, due)
+        if result is not None:
+            return result
+        if checkpoints.enabled:
+            configuration, samples = run.job.configuration, len(run.job.data.train.samples)
+            checkpoints.keep(resume.snapshot(configuration, samples, trainer, run.validation))
+        stop.check()
 
 
-def _values_of_model(network: Network, hp: Hyperparameters, directory: Path) -> dict[str, NDArray[np.float32]]:
-    description = artifact.describe(directory)
-    for name in ("base_network", "num_classes"):
-        theirs, ours = getattr(description, name), getattr(hp, name)
-        if theirs != ours:
-            raise UserError(
-                f"Channel model holds a model with {name} {theirs}, but the hyperparameter {name} is {ours}; they must "
-                "be the same."
-            )
-    loaded = artifact.load_parameters(directory)
-    if "anchors" not in loaded:
-        raise UserError("Channel model holds a model that was not written by this image's training; give one that was.")
-    wanted = parameter_shapes(network, hp.image_shape)
-    for name, shape in wanted.items():
-        if name not in loaded or loaded[name].shape != shape:
-            found = loaded[name].shape if name in loaded else "missing"
-            raise UserError(
-                f"Channel model holds a model for image_shape {description.image_shape} that does not fit image_shape "
-                f"{hp.image_shape}: {name} is {found}, not {shape}; use the model's image_shape."
-            )
-    logger.info("Training starts from the model of channel model.")
-    return {name: loaded[name] for name in wanted}
+def _until_stopped(batches: Iterator[Batch], stop: Stop) -> Iterator[Batch]:
+    """The batches, while the processes that make them live: a signal to all of the job's processes ends them too."""
+    try:
+        yield from batches
+    except AlgorithmError:
+        stop.check()
+        raise
+
+
+def _leave_model(run: Run) -> None:
+    """Of a job that is stopped: the best model so far, else the weights as they are."""
+    so_far, best = run.trainer.so_far, run.validation.best()
+    where = f"Stopped by SIGTERM in epoch {so_far.epoch} after batch {so_far.batches}"
+    if best is not None:
+        logger.warning("%s; the model is the best so far: validation mAP %.4f at epoch %d.", where, *best)
+    elif so_far.epoch == so_far.batches == 0:
+        logger.warning(STOPPED_BEFORE_FIRST_STEP)
+    else:
+        run.save(finite(run.trainer.values(), so_far.epoch, run.trainer.learning_rate))
+        logger.warning("%s; the model is the weights as they are, as there was no validation yet.", where)
+
+
+def _finish(run: Run, ready: float) -> None:
+    job, done, best = run.job, run.trainer.so_far.epoch, run.validation.best()
+    logger.info(log_lines.NO_TEST_DATA)
+    milliseconds = {"setuptime": (ready - job.started) * 1000, "totaltime": (time.time() - job.started) * 1000}
+    _print_metrics(job, job.started, {"epochs": done} | milliseconds)
+    if best is None:  # a checkpoint had all the epochs, but no validation
+        run.save(finite(run.trainer.values(), done, run.trainer.learning_rate))
+    else:
+        logger.info(log_lines.finished(*best))
 
 
 def _log_epoch(job: Job, epoch: int, result: EpochResult) -> None:

@@ -3,8 +3,9 @@
 import logging
 import re
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import mxnet as mx
 import numpy as np
@@ -20,10 +21,12 @@ from ssd_algo.model.network import CONSTANTS, Network, set_parameters
 from ssd_algo.model.targets import INPUTS, training_symbol
 from ssd_algo.training.recipe import RECIPES
 from ssd_algo.training.schedule import AVERAGE_EVERY, averaging_rate, learning_rate
+from ssd_algo.training.stopping import Stopped
 
 logger = logging.getLogger(__name__)
 
 _READ_EVERY = 10  # steps between reads of the loss, so that a step never waits for the one before
+_QUEUED_SECONDS = 5.0  # but no more steps than take this long: who stops the training waits for them
 _LOG_EVERY = 100  # batches
 
 
@@ -36,6 +39,32 @@ class EpochResult:
     batches: int
     examples: int
     seconds: float
+
+
+@dataclass
+class EpochSoFar:
+    """An epoch as far as it has been trained.
+
+    Attributes
+    ----------
+    epoch : int
+    batches, examples : int
+    seconds : float
+    sums : list of float
+        Cross entropy, smooth L1 and number of chosen anchors.
+    """
+
+    epoch: int = 0
+    batches: int = 0
+    examples: int = 0
+    seconds: float = 0.0
+    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+
+    def result(self) -> EpochResult:
+        """The epoch, now that it has ended."""
+        chosen = max(self.sums[2], 1)
+        means = (self.sums[0] / chosen, self.sums[1] / chosen)
+        return EpochResult(*means, self.batches, self.examples, self.seconds)
 
 
 class Trainer:
@@ -51,6 +80,11 @@ class Trainer:
         Each batch is split over them; gradients meet in the KVStore.
     steps_an_epoch : int
         What the schedule counts with.
+
+    Attributes
+    ----------
+    so_far : EpochSoFar
+        The epoch that is trained now or next.
     """
 
     def __init__(
@@ -95,6 +129,8 @@ class Trainer:
             update_on_kvstore=False,
         )
         self._updates = 0
+        self._read_every = 0  # until the first step has shown how long one takes
+        self.so_far = EpochSoFar()
         self._average = None
         if self._recipe.average is not None:
             self._average = Average(network, values, devices[0], self._parameters, self._trained)
@@ -114,34 +150,121 @@ class Trainer:
         values = {name: each.data(self._devices[0]).asnumpy() for name, each in self._parameters.items()}
         return values if kind == "last" or self._average is None else values | self._average.engine.values()
 
-    def train_epoch(self, epoch: int, batches: Iterable[Batch]) -> EpochResult:
-        """Train on the batches of an epoch, counted from 0.
+    def train_epoch(
+        self, epoch: int, batches: Iterable[Batch], pause: Callable[[], bool] = lambda: False
+    ) -> EpochResult | None:
+        """Train on the batches of an epoch, counted from 0, until none is left or, after a step, `pause` says so.
+
+        Returns
+        -------
+        EpochResult or None
+            None after a pause: the epoch goes on with the next call. Nothing runs on the devices then.
 
         Raises
         ------
         UserError
             When the loss is not finite.
         """
-        start, examples, count = time.time(), 0, 0
-        sums = np.zeros(3)
-        unread: list[tuple[int, list[mx.nd.NDArray]]] = []
-        for count, batch in enumerate(batches, 1):
-            unread.append((count, self._step(batch)))
-            examples += int(batch.weights.sum())
-            if len(unread) > _READ_EVERY:
-                sums += self._read(epoch, unread[:-1])
-                unread = unread[-1:]
-            if count % _LOG_EVERY == 0:
-                logger.info(log_lines.batches_done(epoch, count, examples, time.time() - start))
-        sums += self._read(epoch, unread)
+        if self.so_far.epoch != epoch:
+            self.so_far = EpochSoFar(epoch)
+        so_far, before, start = self.so_far, self.so_far.seconds, time.time()
+        paused = self._train(batches, pause)
         mx.nd.waitall()  # the last update belongs to the epoch
-        if self._average is not None:
+        if not paused and self._average is not None:
             self._average.copy_statistics()
             mx.nd.waitall()
-        seconds = time.time() - start
-        logger.info(log_lines.batches_done(epoch, count, examples, seconds))
-        chosen = max(sums[2], 1)
-        return EpochResult(float(sums[0] / chosen), float(sums[1] / chosen), count, examples, seconds)
+        so_far.seconds = before + time.time() - start
+        if paused:
+            return None
+        logger.info(log_lines.batches_done(epoch, so_far.batches, so_far.examples, so_far.seconds))
+        self.so_far = EpochSoFar(epoch + 1)
+        return so_far.result()
+
+    def _train(self, batches: Iterable[Batch], pause: Callable[[], bool]) -> bool:
+        """Steps until the batches end or a pause; returns whether there was one."""
+        so_far, start, read_at, paused = self.so_far, time.time(), time.perf_counter(), False
+        unread: list[tuple[int, list[mx.nd.NDArray]]] = []
+        try:
+            for batch in batches:
+                so_far.batches += 1
+                unread.append((so_far.batches, self._step(batch)))
+                so_far.examples += int(batch.weights.sum())
+                if len(unread) > self._read_every:
+                    late = unread[-1:] if self._read_every else []
+                    self._read(unread[: len(unread) - len(late)])
+                    now = time.perf_counter()
+                    seconds_a_step = (now - read_at) / (len(unread) - len(late))
+                    self._read_every = int(min(_READ_EVERY, _QUEUED_SECONDS / seconds_a_step))
+                    unread, read_at = late, now
+                if so_far.batches % _LOG_EVERY == 0:
+                    seconds = so_far.seconds + time.time() - start
+                    logger.info(log_lines.batches_done(so_far.epoch, so_far.batches, so_far.examples, seconds))
+                paused = pause()
+                if paused:
+                    break
+        except Stopped:
+            paused = True
+        self._read(unread)
+        return paused
+
+    def snapshot(self) -> tuple[dict[str, Any], dict[str, NDArray[np.float32]]]:
+        """All that a later training needs to go on from here, between two steps: for JSON, and copies of arrays.
+
+        The arrays are named `parameters/NAME`, `statistics/DEVICE/NAME` (BatchNorm's on the other devices),
+        `optimizer/NAME/NUMBER` and `average/NAME`.
+        """
+        arrays = {f"parameters/{name}": value for name, value in self.values().items()}
+        for number, device in list(enumerate(self._devices))[1:]:
+            for name in self._statistics():
+                arrays[f"statistics/{number}/{name}"] = self._parameters[name].data(device).asnumpy()
+        for parameter, states in zip(self._trained, self._optimizer_states(0), strict=True):
+            for number, state in enumerate(states):
+                arrays[f"optimizer/{parameter.name}/{number}"] = state.asnumpy()
+        if self._average is not None:
+            arrays |= {f"average/{name}": value for name, value in self._average.engine.values().items()}
+        return {"updates": self._updates, "so_far": asdict(self.so_far)}, arrays
+
+    def restore(self, state: dict[str, Any], arrays: dict[str, NDArray[np.float32]]) -> None:
+        """Go on from a snapshot of the same network; what it lacks, as of another optimizer, starts anew."""
+        self._updates, self.so_far = state["updates"], EpochSoFar(**state["so_far"])
+        values = {name.removeprefix("parameters/"): each for name, each in arrays.items()}
+        for name, parameter in self._parameters.items():
+            parameter.set_data(mx.nd.array(values[name]))
+        for number, device in list(enumerate(self._devices))[1:]:
+            for name in self._statistics():
+                own = arrays.get(f"statistics/{number}/{name}", values[name])
+                self._parameters[name].data(device)[:] = mx.nd.array(own)
+        # Counts of updates, of which Adam's correction of its bias is made.
+        optimizer = self._optimizer.optimizer
+        optimizer.begin_num_update = optimizer.num_update = self._updates
+        last = max(0, self._updates - 1)
+        optimizer.set_learning_rate(learning_rate(self._hyperparameters, last, self._steps_an_epoch))
+        for number in range(len(self._devices)):
+            for parameter, states in zip(self._trained, self._optimizer_states(number), strict=True):
+                names = [f"optimizer/{parameter.name}/{each}" for each in range(len(states))]
+                if all(name in arrays for name in names):
+                    for name, each in zip(names, states, strict=True):
+                        each[:] = mx.nd.array(arrays[name])
+        if self._average is not None:
+            for name, average in self._average.engine.arrays().items():
+                average[:] = mx.nd.array(arrays.get(f"average/{name}", values[name]))
+        mx.nd.waitall()
+
+    def _statistics(self) -> list[str]:
+        return [str(name) for name in self._network.symbol.list_auxiliary_states()]
+
+    def _optimizer_states(self, device: int) -> list[Sequence[mx.nd.NDArray]]:
+        """What the optimizer keeps for each trained parameter on a device: momentum, or Adam's two means, ..."""
+        updater = self._optimizer._updaters[device]
+        found: list[Sequence[mx.nd.NDArray]] = []
+        for index, parameter in enumerate(self._trained):
+            if index not in updater.states:
+                weight = parameter.data(self._devices[device])
+                updater.states[index] = updater.optimizer.create_state_multi_precision(index, weight)
+                updater.states_synced[index] = True
+            state = updater.states[index]
+            found.append(() if state is None else state if isinstance(state, tuple) else (state,))
+        return found
 
     def _step(self, batch: Batch) -> list[mx.nd.NDArray]:
         """One update; returns each device's summed losses, not waited for."""
@@ -173,15 +296,14 @@ class Trainer:
         whole = mx.nd.array(array, dtype=array.dtype)
         return gluon.utils.split_and_load(whole, self._devices, even_split=False)
 
-    def _read(self, epoch: int, steps: list[tuple[int, list[mx.nd.NDArray]]]) -> NDArray[np.float64]:
-        """Sums over the steps of cross entropy, smooth L1 and number of chosen anchors."""
-        total = np.zeros(3)
+    def _read(self, steps: list[tuple[int, list[mx.nd.NDArray]]]) -> None:
+        """Add each step's cross entropy, smooth L1 and number of chosen anchors to the epoch's sums."""
         for number, parts in steps:
             values = np.sum([part.asnumpy() for part in parts], axis=0, dtype=np.float64)
             if not np.isfinite(values).all():
-                raise diverged(f"The loss is not finite at epoch {epoch}, step {number}", self._optimizer.learning_rate)
-            total += values
-        return total
+                where = f"epoch {self.so_far.epoch}, step {number}"
+                raise diverged(f"The loss is not finite at {where}", self._optimizer.learning_rate)
+            self.so_far.sums = [total + float(value) for total, value in zip(self.so_far.sums, values, strict=True)]
 
     def _set_learning_rate(self, rate: float) -> None:
         """For the next update; the log tells it where the schedule is in steps, else once an epoch."""

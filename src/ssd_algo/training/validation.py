@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,9 +15,10 @@ from ssd_algo.contract import log_lines
 from ssd_algo.contract.container import available_cpus
 from ssd_algo.contract.hyperparameters import Hyperparameters
 from ssd_algo.data.labels import Dataset
-from ssd_algo.data.loader import Loader
+from ssd_algo.data.loader import Batch, Loader
 from ssd_algo.evaluation.evaluate import Score, detect, score
 from ssd_algo.inference.predictor import Detections, Predictor
+from ssd_algo.training.stopping import Stop
 from ssd_algo.training.trainer import EpochResult, Trainer, diverged
 
 logger = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ class Validation:
         Makes values the model; returns the path of the parameters.
     write_metrics : callable
         Takes the whole of metrics.json.
+    stop : Stop
     """
 
     def __init__(
@@ -64,10 +66,11 @@ class Validation:
         predictors: dict[str, Predictor],
         save: Callable[[dict[str, NDArray[np.float32]]], Path],
         write_metrics: Callable[[dict[str, Any]], Path],
+        stop: Stop,
     ) -> None:
         self._host, self._hyperparameters, self._names = host, hyperparameters, class_names
         self._dataset, self._loader, self._predictors = dataset, loader, predictors
-        self._save, self._write_metrics = save, write_metrics
+        self._save, self._write_metrics, self._stop = save, write_metrics, stop
         self._threads = ThreadPoolExecutor(available_cpus(), thread_name_prefix="detections")
         # One thread, so that epochs are closed one after the other and nothing below needs a lock.
         self._scoring = ThreadPoolExecutor(1, thread_name_prefix="scoring")
@@ -75,6 +78,7 @@ class Validation:
         self._scores: list[float] = []
         self._epochs: list[dict[str, Any]] = []
         self._best: dict[str, Any] | None = None
+        self._best_values: dict[str, NDArray[np.float32]] = {}
         self._since = time.time()
 
     def __enter__(self) -> "Validation":
@@ -91,6 +95,8 @@ class Validation:
         ------
         UserError
             When a parameter is not finite, or the last epoch's model could not be saved.
+        Stopped
+            When the job is to stop before the validation has ended; then the epoch is not recorded.
         """
         self.finish()
         started = time.time()
@@ -98,7 +104,7 @@ class Validation:
         if validated:
             for kind, predictor in self._predictors.items():
                 values = finite(trainer.values(kind), epoch, trainer.learning_rate)
-                candidates[kind] = Candidate(values, detect(predictor, self._loader.epoch(0), self._threads))
+                candidates[kind] = Candidate(values, detect(predictor, self._batches(), self._threads))
             share = (time.time() - started) / (time.time() - self._since)
             logger.info(log_lines.validated(share, self._hyperparameters.validate_every))
             self._since = time.time()
@@ -109,16 +115,34 @@ class Validation:
         }
         self._closed = self._scoring.submit(self._close, epoch, entry, candidates)
 
+    def _batches(self) -> Iterator[Batch]:
+        for batch in self._loader.epoch(0):
+            self._stop.check()
+            yield batch
+
     def finish(self) -> list[float]:
         """Wait for the scores; returns the mAP of each validation so far, of its better weights."""
         if self._closed is not None:
             self._closed.result()
         return self._scores
 
-    def best(self) -> tuple[float, int]:
-        """Highest mAP, and the first epoch that had it."""
-        assert self._best is not None
-        return self._best["mAP"], self._best["epoch"]
+    def best(self) -> tuple[float, int] | None:
+        """Highest mAP, and the first epoch that had it; None before the first score."""
+        return None if self._best is None else (self._best["mAP"], self._best["epoch"])
+
+    def snapshot(self) -> tuple[dict[str, Any], dict[str, NDArray[np.float32]]]:
+        """What was found so far, every score waited for: for JSON, and the best model's values as `best/NAME`."""
+        self.finish()
+        state = {"scores": list(self._scores), "epochs": list(self._epochs), "best": self._best}
+        return state, {f"best/{name}": value for name, value in self._best_values.items()}
+
+    def restore(self, state: dict[str, Any], arrays: dict[str, NDArray[np.float32]]) -> None:
+        """Go on from a snapshot; its best model is saved at once, as the folder for models may be a new one."""
+        self._scores, self._epochs, self._best = state["scores"], state["epochs"], state["best"]
+        best = {name.removeprefix("best/"): value for name, value in arrays.items() if name.startswith("best/")}
+        if best:
+            self._best_values = best
+            logger.info(log_lines.saved(str(self._save(best))))
 
     def _close(self, epoch: int, entry: dict[str, Any], candidates: dict[str, Candidate]) -> None:
         if candidates:
@@ -132,6 +156,7 @@ class Validation:
             if self._best is None or scores[kind].mean > self._best["mAP"]:
                 logger.info(log_lines.best_model(scores[kind].mean))
                 logger.info(log_lines.saved(str(self._save(candidates[kind].values))))
+                self._best_values = candidates[kind].values
                 self._best = {"epoch": epoch, "mAP": scores[kind].mean, "weights": kind}
             self._scores.append(scores[kind].mean)
             others = {f"mAP_of_{each}_weights": scores[each].mean for each in scores}

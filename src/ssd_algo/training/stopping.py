@@ -1,0 +1,70 @@
+"""SIGTERM: how the platform announces that a job is stopped or its spot instance taken."""
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+
+logger = logging.getLogger(__name__)
+
+# Seconds from the signal to the end of the process, whatever it is doing: the platform kills after 120.
+_PATIENCE = 45
+
+STOPPED_BEFORE_FIRST_STEP = "Stopped by SIGTERM before the first step: there is no model."
+
+
+class Stopped(Exception):
+    """Training was to stop and did."""
+
+
+class Stop:
+    """Whether the job is to stop; `listen` before anything else.
+
+    Until `defer` is called the signal ends the process at once (exit code 0), as there is nothing to save.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._deferred = False
+
+    def listen(self) -> None:
+        """Take SIGTERM from now on; as process 1 of a container it would else have no effect."""
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        signal.signal(signal.SIGTERM, self._request)
+        # Python calls its handlers between two instructions of the main thread, which may wait for MXNet for a long
+        # time; what it writes into the pipe arrives at once.
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        threading.Thread(target=self._limit, args=(reader,), name="stop", daemon=True).start()
+
+    def defer(self) -> None:
+        """From now on the signal is only noted: `check` and `requested` tell."""
+        self._deferred = True
+
+    def check(self) -> None:
+        """Go on, unless the job is to stop.
+
+        Raises
+        ------
+        Stopped
+        """
+        if self.requested:
+            raise Stopped
+
+    def _request(self, *_: object) -> None:
+        self.requested = True
+        if not self._deferred:
+            sys.exit(0)
+
+    def _limit(self, reader: int) -> None:
+        while os.read(reader, 1) != bytes([signal.SIGTERM]):
+            pass
+        logger.warning("Received SIGTERM: the job ends after the step that is running.")
+        time.sleep(_PATIENCE)
+        logger.warning(
+            "The step or the saving did not end within %d seconds; what was saved before is whole.", _PATIENCE
+        )
+        logging.shutdown()
+        os._exit(0)
