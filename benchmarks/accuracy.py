@@ -17,6 +17,7 @@ from pathlib import Path
 
 import mxnet as mx
 import numpy as np
+from figures import figure
 
 from ssd_algo import demo
 from ssd_algo.data import images
@@ -88,11 +89,6 @@ def train(data: Path, classes: int, seed: int) -> Path:
         environment = os.environ | {"SAGEMAKER_BASE_DIR": str(base)}
         subprocess.run([sys.executable, str(SCRIPTS / "train")], env=environment, stdout=log, check=True)
     return base
-
-
-def figure(name: str, value: float, bar: float | None, better: str) -> None:
-    line = {"name": name, "value": round(value, 6), "unit": "", "bar": bar, "better": better}
-    print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def main() -> None:
         command = [sys.executable, "-m", "ssd_algo.cli", "check", *(str(each) for each in sorted(data.iterdir()))]
         begun = time.perf_counter()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        figure(f"check_{options.images}_images_of_{size // 1000}_kB", time.perf_counter() - begun, 60)
+        figure(f"check_{options.images}_images_of_{size // 1000}_kB", time.perf_counter() - begun, 60, "lower", "s")
 
         wrong = Path(folder) / "input" / "config" / "hyperparameters.json"
         wrong.parent.mkdir(parents=True)
@@ -45,7 +45,7 @@ def main() -> None:
             capture_output=True,
         )
         assert done.returncode == 2, done
-        figure("refuse_a_hyperparameter", time.perf_counter() - begun, 2)
+        figure("refuse_a_hyperparameter", time.perf_counter() - begun, 2, "lower", "s")
 
 
 def write_data(data: Path, count: int) -> int:
@@ -65,10 +65,6 @@ def write_data(data: Path, count: int) -> int:
         annotation = demo.make_annotation(f"{number:06d}.jpg", 640, 480, boxes, classes)
         (data / f"{channel}_annotation" / f"{number:06d}.json").write_text(json.dumps(annotation))
     return sum(len(encoded) for encoded, _, _ in drawn) // DIFFERENT
-
-
-def figure(name: str, value: float, bar: float) -> None:
-    print(json.dumps({"name": name, "value": round(value, 2), "unit": "s", "bar": bar, "better": "lower"}), flush=True)
 
 
 if __name__ == "__main__":

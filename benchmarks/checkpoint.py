@@ -6,13 +6,13 @@ Prints one JSON line a figure. The share is of an epoch of 60 s with one checkpo
 wait and the thread's processor time together. The steps are those of resnet-18 at 300 pixels with 4 images.
 """
 
-import json
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from figures import figure
 
 from ssd_algo.contract.container import set_up_mxnet
 from ssd_algo.contract.hyperparameters import Hyperparameters
@@ -97,11 +97,6 @@ def seconds(trainer: Any, before_some: Any) -> float:
     begun = time.perf_counter()
     trainer.train_epoch(1, batches())
     return time.perf_counter() - begun
-
-
-def figure(name: str, value: float, bar: float | None, better: str) -> None:
-    line = {"name": name, "value": round(value, 4), "unit": "", "bar": bar, "better": better}
-    print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from figures import figure
 
 from ssd_algo.data import recordio
 from ssd_algo.data.files import list_file
@@ -28,6 +29,7 @@ from ssd_algo.data.samples import Sample
 from ssd_algo.data.table import SampleTable
 
 SIDE = 300
+CLASSES = 20  # as PASCAL VOC
 BATCH = 16
 ROUNDS = 3
 SECONDS = 4.0  # that a side is measured for, at least
@@ -115,7 +117,7 @@ def read(folder: Path) -> list[Sample]:
         low = generator.uniform(0, 0.7, (7, 2))
         boxes = np.concatenate([low, low + generator.uniform(0.05, 0.3, (7, 2))], axis=1).astype(np.float32)
         height, width = cv2.imread(str(path)).shape[:2]
-        classes, easy = generator.integers(0, 80, 7), np.zeros(7, dtype=bool)
+        classes, easy = generator.integers(0, CLASSES, 7), np.zeros(7, dtype=bool)
         samples.append(Sample(path.name, list_file(path), -1, boxes, classes, easy, (width, height)))
     return samples
 
@@ -274,10 +276,6 @@ SIDES = {
     "gluoncv": gluoncv_transform,
     "iterator": record_iterator,
 }
-
-
-def figure(name: str, value: float, bar: float | None, better: str = "higher") -> None:
-    print(json.dumps({"name": name, "value": round(value, 3), "unit": "", "bar": bar, "better": better}), flush=True)
 
 
 if __name__ == "__main__":

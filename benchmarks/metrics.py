@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from input_pipeline import figure
+from figures import figure
 
 from ssd_algo.evaluation.average_precision import Scored, Truth, coco, mean_average_precision, voc
 

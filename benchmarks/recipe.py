@@ -7,6 +7,7 @@ the changes are named below. A training of 6 epochs takes about 5 minutes on 2 c
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -15,6 +16,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from figures import figure
 
 from ssd_algo.training import job, recipe
 
@@ -42,9 +45,8 @@ def main() -> None:
         (base / "input" / "data").symlink_to(options.data.resolve())
         (base / "input" / "config" / "hyperparameters.json").write_text(json.dumps(hyperparameters))
         os.environ["SAGEMAKER_BASE_DIR"] = str(base)
-        figures = sys.stdout
-        sys.stdout = sys.stderr
-        code = job.main()
+        with contextlib.redirect_stdout(sys.stderr):  # the log
+            code = job.main()
         if code:
             sys.exit(code)
         epochs = json.loads((base / "output" / "data" / "metrics.json").read_text())["epochs"]
@@ -58,8 +60,7 @@ def main() -> None:
                 named[f"epoch {epoch['epoch'] + 1} AP of {each['name']}"] = each["AP"]
         for name, value in named.items():
             better = "lower" if name.endswith("entropy") else "higher"
-            line = {"name": f"{run}: {name}", "value": round(value, 4), "unit": "", "bar": None, "better": better}
-            print(json.dumps(line), file=figures, flush=True)
+            figure(f"{run}: {name}", value, None, better)
 
 
 def without(**changes: Any) -> Callable[[], None]:

@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from input_pipeline import BATCH, SIDE, figure, make_photos, read
+from figures import figure
+from input_pipeline import BATCH, CLASSES, SIDE, make_photos, read
 
 from ssd_algo.contract.container import set_up_mxnet
 from ssd_algo.contract.hyperparameters import Hyperparameters
 from ssd_algo.data.loader import Batch, Loader
 from ssd_algo.data.samples import Sample
 
-CLASSES = 20  # as PASCAL VOC
 ROUNDS = 3
 STEPS = 6  # that a side is measured for
 WARM_UP = 3
@@ -62,7 +62,7 @@ def main() -> None:
 def in_process(side: str, folder: Path) -> dict[str, float]:
     """What a side prints: seconds a step by name."""
     command = [sys.executable, __file__, str(folder), "--side", side]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     seconds: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return seconds
 

@@ -70,10 +70,17 @@ def test_false_positives_on_an_image_without_objects_count() -> None:
     assert areas(truths, [found([0, 0.9, *BOX]), found([0, 0.8, *BOX])], 0.5) == {0: 0.5}
 
 
-def test_class_seen_only_in_detections_has_zero() -> None:
-    result = areas([truth([0, *BOX])], [found([0, 0.9, *BOX], [2, 0.9, *BOX])], 0.5)
-    assert result == {0: 1.0, 2: 0.0}
-    assert mean_average_precision(voc([truth([0, *BOX])], [found([0, 0.9, *BOX], [2, 0.9, *BOX])], 0.5)) == 0.5
+def test_class_seen_only_in_detections_has_zero_and_is_left_out_of_the_mean() -> None:
+    scores = voc([truth([0, *BOX])], [found([0, 0.9, *BOX], [2, 0.9, *BOX])], 0.5)
+    assert {identity: (score.area, score.objects) for identity, score in scores.items()} == {0: (1.0, 1), 2: (0.0, 0)}
+    assert mean_average_precision(scores) == 1.0
+
+
+def test_an_object_within_a_crowd_is_found() -> None:
+    """All of the detection lies in the crowd, which overlaps it more than the object does."""
+    one = Truth(np.float32([[0, 0, 100, 100], [10, 10, 30, 30]]), np.zeros(2, int), np.zeros(2, bool), np.array([1, 0], bool))
+    detections = [found([0, 0.9, 10, 10, 30, 31], [0, 0.8, 60, 60, 80, 80])]
+    assert areas([one], detections, 0.5) == {0: 1.0}  # the second lies in the crowd alone, and does not count
 
 
 def test_class_that_is_never_found_has_zero() -> None:

@@ -1,9 +1,6 @@
 """Failures through the front door: exit code, failure file, standard error, what is left."""
 
 import errno
-import io
-import json
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -48,42 +45,6 @@ def test_loss_that_is_not_finite(tmp_path: Path, trained: Run) -> None:
     assert epoch == "0"
     assert int(step) in range(2, 9)  # the first step still has the initial weights
     assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == good
-
-
-def model_channel(base: Path, hyperparameters: dict[str, str]) -> None:
-    with tarfile.open(base / "model.tar.gz", "w:gz") as tar:
-        for name in ("model_algo_1-symbol.json", "model_algo_1-0000.params", "hyperparams.json"):
-            content = json.dumps(hyperparameters).encode() if name == "hyperparams.json" else b"x"
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-
-
-@pytest.mark.parametrize(
-    ("changed", "sentence"),
-    [
-        (
-            {"base_network": "vgg-16"},
-            "Channel model holds a model with base_network vgg-16, but the hyperparameter base_network is resnet-18; they "
-            "must be the same.",
-        ),
-        (
-            {"num_classes": "20"},
-            "Channel model holds a model with num_classes 20, but the hyperparameter num_classes is 3; they must be the "
-            "same.",
-        ),
-    ],
-)
-def test_model_channel_that_does_not_agree(
-    tmp_path: Path, shapes: Path, changed: dict[str, str], sentence: str
-) -> None:
-    data = tmp_path / "input" / "data"
-    data.mkdir(parents=True)
-    for folder in shapes.iterdir():
-        (data / folder.name).symlink_to(folder)
-    (data / "model").mkdir()
-    model_channel(data / "model", SMALL | {"nms_threshold": "0.45", "nms_topk": "400"} | changed)
-    assert_refused(train(tmp_path, SMALL), sentence)
 
 
 def test_everything_frozen(base: Path) -> None:

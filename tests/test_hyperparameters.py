@@ -39,6 +39,10 @@ def test_defaults_are_the_built_ins() -> None:
         "recipe": "builtin",
         "lr_scheduler": "step",
         "validate_every": 1,
+        "checkpoint_minutes": 10.0,
+        "transfer": False,
+        "checkpoint_minutes": 10.0,
+        "transfer": False,
         "seed": 0,
         "max_bad_records": 0,
         "augmentation": True,
@@ -110,17 +114,17 @@ def test_refusals(name: str, text: str, rule: str) -> None:
     ("given", "recipe", "scheduler", "rate"),
     [
         # 0.002 and 0.01 for 16 images a step, in proportion up to 64.
-        ({}, "modern", "cosine", 0.004),
+        ({}, "modern", "cosine", 0.002),
         ({"mini_batch_size": "8"}, "modern", "cosine", 0.001),
         ({"base_network": "resnet-50"}, "modern", "cosine", 0.02),
         ({"base_network": "resnet-50", "mini_batch_size": "128"}, "modern", "cosine", 0.04),
-        ({"lr_scheduler_factor": "0.5", "momentum": "0.8"}, "modern", "cosine", 0.004),
+        ({"lr_scheduler_factor": "0.5", "momentum": "0.8"}, "modern", "cosine", 0.002),
         ({"learning_rate": "0.001"}, "builtin", "step", 0.001),
         ({"lr_scheduler_step": "5"}, "builtin", "step", 0.001),
         ({"optimizer": "sgd"}, "builtin", "step", 0.001),
         ({"learning_rate": "0.1", "lr_scheduler": "cosine"}, "builtin", "cosine", 0.1),
         ({"learning_rate": "0.1", "recipe": "modern"}, "modern", "cosine", 0.1),
-        ({"lr_scheduler_step": "5", "recipe": "modern"}, "modern", "step", 0.004),
+        ({"lr_scheduler_step": "5", "recipe": "modern"}, "modern", "step", 0.002),
         ({"optimizer": "adam", "recipe": "modern"}, "modern", "cosine", 0.001),
         ({"recipe": "builtin"}, "builtin", "step", 0.001),
     ],
@@ -137,6 +141,23 @@ def test_the_recipe_follows_from_what_is_given(given: dict[str, str], recipe: st
 def test_steps_beside_cosine_are_warned_of() -> None:
     parsed = Hyperparameters.parse(LEAST | {"lr_scheduler_step": "5", "lr_scheduler": "cosine"})
     assert parsed.warnings() == ["lr_scheduler_step has no effect, as lr_scheduler is cosine."]
+
+
+def test_the_rate_of_adadelta_is_warned_of() -> None:
+    parsed = Hyperparameters.parse(LEAST | {"optimizer": "adadelta", "learning_rate": "0.1"})
+    assert parsed.warnings() == [
+        "learning_rate and its schedule have no effect, as optimizer is adadelta, which has none."
+    ]
+    assert Hyperparameters.parse(LEAST | {"optimizer": "adadelta"}).warnings() == []
+
+
+@pytest.mark.parametrize(
+    ("base_network", "size", "rate"),
+    [("resnet-50", "8", 0.005), ("resnet-50", "64", 0.04), ("resnet-50", "128", 0.04), ("vgg-16", "64", 0.002)],
+)
+def test_the_modern_rate_follows_the_batch(base_network: str, size: str, rate: float) -> None:
+    parsed = Hyperparameters.parse(LEAST | {"base_network": base_network, "mini_batch_size": size})
+    assert parsed.learning_rate == pytest.approx(rate)
 
 
 def test_all_faults_are_named_at_once() -> None:
@@ -186,6 +207,8 @@ def test_final_configuration_is_the_built_ins_file() -> None:
         "recipe": "builtin",
         "lr_scheduler": "step",
         "validate_every": "1",
+        "checkpoint_minutes": "10.0",
+        "transfer": "False",
         "seed": "0",
         "max_bad_records": "0",
         "augmentation": "True",

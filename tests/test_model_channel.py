@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from ssd_algo.model import artifact
 from ssd_algo.model.export import deploy_symbol
 from ssd_algo.model.network import build_network, constants, initial_parameters
 from ssd_algo.training.data import TrainingData
-from ssd_algo.training.starting_point import class_head, starting_values
+from ssd_algo.training.starting_point import build_network_to_train, class_head, starting_values
 
 CHANNELS = ("train", "train_annotation", "validation", "validation_annotation")
 FIVE = ("cross", "triangle", "circle", "star", "square")  # the demo's three among them, in another order
@@ -42,27 +41,28 @@ def link_channels(source: Path, data: Path) -> Path:
     return data
 
 
-def copy_model(model: Path, channel: Path, **files: str) -> None:
-    """Fill a model channel with a model's files, some of them replaced."""
-    channel.mkdir(parents=True)
+def copy_model(model: Path, channel: Path) -> None:
+    """Fill a model channel with a model's files."""
+    channel.mkdir()
     for path in model.iterdir():
         (channel / path.name).write_bytes(path.read_bytes())
-    for name, content in files.items():
-        (channel / f"{name}.json").write_text(content)
 
 
-def pack_model(channel: Path, classes: dict[int, str] | None = None, **changed: str) -> None:
-    """A model.tar.gz that says of itself what a model of two classes says, with some of it changed.
+def model_files(classes: dict[int, str] | None = None, **changed: str) -> dict[str, str]:
+    """What says of itself that it is a model of two classes, with some of it changed.
 
     Its network and parameters are none: nothing may look at them.
     """
     known = HYPERPARAMETERS | {"nms_threshold": "0.45", "nms_topk": "400"} | changed
     files = {"model_algo_1-symbol.json": "x", "model_algo_1-0000.params": "x", "hyperparams.json": json.dumps(known)}
-    if classes is not None:
-        files["classes.json"] = json.dumps(classes)
+    return files if classes is None else files | {"classes.json": json.dumps(classes)}
+
+
+def pack_model(channel: Path, classes: dict[int, str] | None = None, **changed: str) -> None:
+    """A model channel with a model.tar.gz of these."""
     channel.mkdir(parents=True)
     with tarfile.open(channel / "model.tar.gz", "w:gz") as tar:
-        for name, content in files.items():
+        for name, content in model_files(classes, **changed).items():
             info = tarfile.TarInfo(name)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content.encode()))
@@ -95,10 +95,11 @@ def warnings(run: Run) -> list[str]:
 @pytest.mark.parametrize("packed", [True, False], ids=["model.tar.gz", "its contents"])
 def test_an_epoch_at_a_small_rate_keeps_the_models_precision(tmp_path: Path, trained: Run, packed: bool) -> None:
     data = link_channels(trained.base / "input" / "data", tmp_path / "input" / "data")
-    (data / "model").mkdir()
-    source = [trained.base / "output" / "model.tar.gz"] if packed else (trained.base / "model").iterdir()
-    for path in source:
-        (data / "model" / path.name).write_bytes(path.read_bytes())
+    if packed:
+        (data / "model").mkdir()
+        (data / "model" / "model.tar.gz").symlink_to(trained.base / "output" / "model.tar.gz")
+    else:
+        copy_model(trained.base / "model", data / "model")
     types = {"model": {"ContentType": "Application/X-SageMaker-Model; v=1"}} if packed else {"model": {}}
     write_config(tmp_path, "inputdataconfig", {channel: {} for channel in CHANNELS} | types)
     # use_pretrained_model stays 1: the model's weights are the better start.
@@ -158,6 +159,24 @@ def test_known_classes_are_found_as_before_and_new_ones_are_not(trained: Run, fi
     assert min(before.values()) > 0.2
     assert after == pytest.approx(before, abs=0.02)
     assert {int(each) for one in found for each in one.classes} == {1, 2, 4}
+
+
+@pytest.mark.parametrize(
+    ("rate", "momentum"), [("0.1", 0.9), ("0.001", 0.9), ("0.0002", 0.98), ("0.00005", 0.995), ("1e-9", 0.995)]
+)
+def test_statistics_follow_as_fast_as_weights_do(rate: str, momentum: float) -> None:
+    """Further training at a small rate must not replace a model's statistics by those of a few batches."""
+    hp = Hyperparameters.parse(SMALL | {"learning_rate": rate})
+    further = build_network_to_train(hp, TrainingData(model=Path("somewhere"))).symbol
+    assert momenta(further) == pytest.approx([momentum] * 26)
+    assert momenta(build_network_to_train(hp, TrainingData()).symbol) == [0.9] * 26
+
+
+def momenta(symbol: mx.sym.Symbol) -> list[float]:
+    """Of all BatchNorm layers."""
+    return [
+        float(node["attrs"]["momentum"]) for node in json.loads(symbol.tojson())["nodes"] if node["op"] == "BatchNorm"
+    ]
 
 
 def test_training_with_new_classes(tmp_path: Path, trained: Run, five: Path) -> None:
@@ -274,13 +293,12 @@ def test_transfer_to_data_without_class_names(tmp_path: Path) -> None:
     ids=["other files", "no archive", "link"],
 )
 def test_a_channel_without_a_model(tmp_path: Path, name: str, content: bytes | None, sentence: str) -> None:
-    data = image_job(tmp_path)
-    pack_model(data / "model")
-    (data / "model" / "model.tar.gz").unlink()
+    channel = image_job(tmp_path) / "model"
+    channel.mkdir()
     if content is not None:
-        (data / "model" / name).write_bytes(content)
+        (channel / name).write_bytes(content)
     else:
-        with tarfile.open(data / "model" / name, "w:gz") as tar:
+        with tarfile.open(channel / name, "w:gz") as tar:
             link = tarfile.TarInfo("classes.json")
             link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
             tar.addfile(link)
@@ -329,12 +347,6 @@ def test_without_hyperparameters_check_only_wants_a_model(tmp_path: Path) -> Non
     ) in done.stdout
 
 
-@pytest.fixture
-def untrained(tmp_path: Path, base: Path) -> Iterator[Path]:
-    """A base folder of a few images and, as its model channel, a network for image_shape 160 that was just drawn."""
-    return tmp_path
-
-
 def test_another_image_shape_with_as_many_feature_maps(tmp_path: Path) -> None:
     data = tmp_path / "input" / "data"
     demo.write_channels(data, 8, 4, np.random.default_rng(0))
@@ -350,18 +362,46 @@ def test_another_image_shape_with_as_many_feature_maps(tmp_path: Path) -> None:
     assert anchors.tolist() == build_network("resnet-18", 192, 3).anchors[None].tolist()
 
 
-def test_another_image_shape_with_more_feature_maps(base: Path, tmp_path: Path, trained: Run) -> None:
-    data = link_channels(trained.base / "input" / "data", tmp_path / "again" / "input" / "data")
+def test_another_image_shape_with_more_feature_maps(tmp_path: Path, trained: Run) -> None:
+    data = link_channels(trained.base / "input" / "data", tmp_path / "input" / "data")
     copy_model(trained.base / "model", data / "model")
-    run = train(tmp_path / "again", SMALL | {"image_shape": "192", "num_training_samples": "160"})
+    run = train(tmp_path, SMALL | {"image_shape": "192", "num_training_samples": "160"})
     assert_refused(
         run,
         "Channel model holds a model for image_shape 128 that does not fit image_shape 192: "
-        "XXX; use the model's image_shape.",
+        "_plus7_cls_pred_conv_weight is (16, 512, 3, 3), not (24, 512, 3, 3); use the model's image_shape.",
     )
 
 
-def test_a_model_of_another_program(tmp_path: Path) -> None:
-    """Parameters in a pickle, which would leave a file behind if it were loaded."""
+def test_parameters_in_a_pickle(tmp_path: Path) -> None:
+    """They are not loaded: a pickle may run any program, as this one does."""
     data = image_job(tmp_path)
-    pack_model(data / "model")
+    (data / "model").mkdir()
+    for name, content in model_files().items():
+        (data / "model" / name).write_text(content)
+    program = f"touch {tmp_path}/loaded"
+    (data / "model" / artifact.PARAMETERS_FILE).write_bytes(b"cos\nsystem\n(S'" + program.encode() + b"'\ntR.")
+    assert_refused(
+        train(tmp_path, HYPERPARAMETERS),
+        f"{data}/model/model_algo_1-0000.params is damaged and cannot be loaded; unpack the model.tar.gz again.",
+    )
+    assert not (tmp_path / "loaded").exists()
+
+
+def test_a_disk_too_small_to_unpack_on(tmp_path: Path, trained: Run) -> None:
+    data = link_channels(trained.base / "input" / "data", tmp_path / "input" / "data")
+    (data / "model").mkdir()
+    (data / "model" / "model.tar.gz").symlink_to(trained.base / "output" / "model.tar.gz")
+    mounted = tmp_path / "small"
+    mounted.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(mounted)], capture_output=True).returncode:
+        pytest.skip("no right to mount a file system here")
+    try:
+        assert_refused(
+            train(tmp_path, SMALL | {"num_training_samples": "160"}, TMPDIR=str(mounted)),
+            f"channel model: {data}/model/model.tar.gz cannot be unpacked into {mounted} (the disk is full); use an "
+            "instance with a larger volume.",
+        )
+        assert list(mounted.iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(mounted)], check=True)

@@ -84,6 +84,14 @@ def test_a_prefix_is_checked_as_a_folder_is(s3: Unreliable, tmp_path: Path, shap
     assert json.loads(here.stdout)["channels"]["train"]["images"] == 40
 
 
+def test_a_model_below_a_prefix_is_not_looked_into(s3: Unreliable, tmp_path: Path, shapes: Path) -> None:
+    upload(shapes, "five")
+    boto3.client("s3").put_object(Bucket="five", Key="data/model/model.tar.gz", Body=b"none")
+    done = check("--num-classes", "3", *(f"s3://five/data/{channel}" for channel in (*CHANNELS, "model")))
+    assert done.returncode == 0, done.stdout
+    assert s3.requests["/five/data/model/model.tar.gz"] == 0
+
+
 def test_broken_answers_are_asked_for_again(s3: Unreliable, tmp_path: Path) -> None:
     import numpy as np
 

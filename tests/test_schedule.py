@@ -57,7 +57,7 @@ def test_no_early_stopping_unless_asked_for() -> None:
 @pytest.mark.parametrize(
     ("scores", "stops"),
     [
-        ([0.5, 0.4, 0.4], False),  # two epochs waited, but three are the least
+        ([0.5, 0.4, 0.4], False),  # two epochs waited, but four are the least
         ([0.5, 0.4, 0.4, 0.4], True),
         ([0.5, 0.4, 0.6, 0.4], False),  # the improvement starts the waiting anew
         ([0.5, 0.4, 0.5, 0.5], True),  # the same is no improvement
@@ -67,6 +67,20 @@ def test_no_early_stopping_unless_asked_for() -> None:
 def test_early_stopping(scores: list[float], stops: bool) -> None:
     hp = parsed(early_stopping="true", early_stopping_min_epochs="4", early_stopping_patience="2")
     assert should_stop(hp, scores) == stops
+
+
+@pytest.mark.parametrize(
+    ("scores", "stops"),
+    [
+        ([0.5], False),  # after 3 epochs
+        ([0.5, 0.4], True),  # 6 epochs, of which 3 brought nothing
+        ([0.5, 0.6], False),
+        ([0.5, 0.6, 0.6], True),
+    ],
+)
+def test_epochs_without_validation_count_for_early_stopping(scores: list[float], stops: bool) -> None:
+    given = {"early_stopping": "true", "early_stopping_min_epochs": "4", "early_stopping_patience": "2"}
+    assert should_stop(parsed(validate_every="3", **given), scores) == stops
 
 
 def test_early_stopping_tolerance_is_relative_to_the_best() -> None:

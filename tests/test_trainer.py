@@ -1,6 +1,6 @@
 """One epoch over devices: optimizers, freezing, several contexts."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import mxnet as mx
@@ -59,6 +59,35 @@ def test_every_optimizer_lowers_the_loss(settings: dict[str, str]) -> None:
     assert losses[-1] < losses[0]
 
 
+Step = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "step"),
+    [
+        # Kingma and Ba 2015, algorithm 1, t = 1 with betas 0.9 and 0.999: both means over their corrections are g and g^2.
+        ({"optimizer": "adam"}, lambda g: g / (np.abs(g) + 1e-8 / np.sqrt(0.001))),
+        # Tieleman and Hinton 2012: a running mean of 0.1 of the first square.
+        ({"optimizer": "rmsprop"}, lambda g: g / np.sqrt(0.1 * g**2 + 1e-8)),
+        # Zeiler 2012, algorithm 1: no learning rate; no update has been made before.
+        ({"optimizer": "adadelta"}, lambda g: np.sqrt(1e-5) / np.sqrt(0.1 * g**2 + 1e-5) * g / 0.001),
+    ],
+    ids=lambda value: value["optimizer"] if isinstance(value, dict) else "",
+)
+def test_the_first_step_of_every_optimizer(settings: dict[str, str], step: Step) -> None:
+    """The gradient is what plain sgd goes along."""
+    none = {"weight_decay": "0.0", "momentum": "0.0", "learning_rate": "0.001"}
+    trainers = [make([mx.cpu()], **none | each) for each in ({"optimizer": "sgd"}, settings)]
+    for trainer in trainers:
+        trainer.train_epoch(0, [batch()])
+    before = start()
+    for name in ("conv0_weight", "stage3_unit1_conv1_weight"):
+        plain, other = ((trainer.values()[name] - before[name]).astype(np.float64) for trainer in trainers)
+        gradient = -plain / 0.001
+        large = np.abs(gradient) > 0.5 * np.abs(gradient).max()  # the others are lost in the weight's rounding
+        np.testing.assert_allclose(other[large], -0.001 * step(gradient[large]), rtol=2e-3)
+
+
 @pytest.mark.parametrize("recipe", ["builtin", "modern"])
 def test_vgg_from_scratch_learns_at_its_default_learning_rate(recipe: str) -> None:
     network = build_network("vgg-16", 128, 3)
@@ -95,6 +124,15 @@ def test_frozen_parameters_stay_bit_identical_and_others_move(recipe: str, kind:
     assert all((before[name] == after[name]).all() for name in constants(NETWORK))
 
 
+def test_frozen_statistics_stay_and_the_rest_of_their_layer_moves() -> None:
+    trainer = make([mx.cpu()], freeze_layer_pattern=".*_moving_")
+    trainer.train_epoch(0, [batch()] * 2)
+    before, after = start(), trainer.values()
+    frozen = [name for name in before if "_moving_" in name]
+    assert all((before[name] == after[name]).all() for name in frozen)
+    assert not (before["stage2_unit1_bn1_gamma"] == after["stage2_unit1_bn1_gamma"]).all()
+
+
 def test_frozen_batch_norm_in_the_middle_keeps_its_statistics() -> None:
     """Gradients pass through it to the layers below, which is when MXNet would update them."""
     trainer = make([mx.cpu()], freeze_layer_pattern="stage3_")
@@ -112,9 +150,10 @@ def test_twenty_steps_from_the_same_start_end_bit_identical() -> None:
     for _ in range(2):
         trainer = make([mx.cpu()], recipe="modern", learning_rate="0.002")
         trainer.train_epoch(0, [batch()] * 20)
-        values.append(trainer.values("averaged"))
-    assert all((values[0][name] == values[1][name]).all() for name in values[0])
-    assert all(np.isfinite(each).all() for each in values[0].values())
+        values.append([trainer.values(kind) for kind in ("last", "averaged")])
+    for one, two in zip(*values, strict=True):
+        assert all((one[name] == two[name]).all() for name in one)
+        assert all(np.isfinite(each).all() for each in one.values())
 
 
 def test_a_step_reads_nothing_from_the_device(monkeypatch: pytest.MonkeyPatch) -> None:

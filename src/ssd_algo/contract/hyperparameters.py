@@ -181,7 +181,7 @@ class Hyperparameters(BaseModel):
         decided: dict[str, Any] = {}
         if "recipe" not in given and given & _OLD_NOTEBOOKS:
             decided["recipe"] = "builtin"
-        modern = (self.recipe, decided.get("recipe")) == ("modern", None)
+        modern = decided.get("recipe", self.recipe) == "modern"
         if "lr_scheduler" not in given and (not modern or "lr_scheduler_step" in given):
             decided["lr_scheduler"] = "step"
         if "learning_rate" not in given and modern and self.optimizer == "sgd":
@@ -199,6 +199,9 @@ class Hyperparameters(BaseModel):
             )
         if self.lr_scheduler == "cosine" and self.lr_scheduler_step:
             found.append("lr_scheduler_step has no effect, as lr_scheduler is cosine.")
+        default_rate = type(self).model_fields["learning_rate"].default
+        if self.optimizer == "adadelta" and (self.learning_rate != default_rate or self.lr_scheduler_step):
+            found.append("learning_rate and its schedule have no effect, as optimizer is adadelta, which has none.")
         if self.early_stopping and self.early_stopping_min_epochs >= self.epochs:
             found.append(
                 f"early_stopping_min_epochs is {self.early_stopping_min_epochs} and epochs {self.epochs}: training "
@@ -208,9 +211,9 @@ class Hyperparameters(BaseModel):
 
 
 def _modern_learning_rate(base_network: str, mini_batch_size: int) -> float:
-    """In proportion to the images a step (Goyal et al. 2017, section 2.1), up to four times as many."""
-    rate = _RATE_OF_VGG if base_network == "vgg-16" else _RATE_OF_RESNETS
-    return rate * min(mini_batch_size / 16, 4)
+    """In proportion to the images a step (Goyal et al. 2017, section 2.1), up to four times as many, or once for VGG."""
+    rate, most = (_RATE_OF_VGG, 1) if base_network == "vgg-16" else (_RATE_OF_RESNETS, 4)
+    return rate * min(mini_batch_size / 16, most)
 
 
 def final_configuration(provided: dict[str, str], parsed: Hyperparameters) -> dict[str, str]:

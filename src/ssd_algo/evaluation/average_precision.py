@@ -56,10 +56,11 @@ class Scored:
 
 @dataclass(frozen=True)
 class VocScore:
-    """Average precision of a class in both of PASCAL VOC's definitions."""
+    """Average precision of a class in both of PASCAL VOC's definitions, and how many objects there are to find."""
 
     area: float
     eleven_points: float
+    objects: int
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,8 @@ def voc(truths: Sequence[Truth], detections: Sequence[Scored], iou_threshold: fl
     objects, found = _Objects(truths), _Found(detections)
     pairs = _overlapping(objects, found, iou_threshold)
     pairs = pairs.of(pairs.iou > iou_threshold)
-    # Of each detection the pair with the highest IoU, the first of equals.
-    order = np.lexsort((-pairs.iou, pairs.detection))
+    # Of each detection the pair with the highest IoU, the first of equals; a crowd only where there is no other.
+    order = np.lexsort((-pairs.iou, objects.crowd[pairs.object], pairs.detection))
     best = pairs.of(order[np.unique(pairs.detection[order], return_index=True)[1]])
     ignored = objects.difficult | objects.crowd
     counted, right = np.ones(len(found.scores), dtype=bool), np.zeros(len(found.scores), dtype=bool)
@@ -119,14 +120,14 @@ def voc(truths: Sequence[Truth], detections: Sequence[Scored], iou_threshold: fl
         present = int(((objects.classes == identity) & ~ignored).sum())
         if present or len(mine):
             scores[int(identity)] = VocScore(
-                area_under_curve(right[mine], present), eleven_point_average(right[mine], present)
+                area_under_curve(right[mine], present), eleven_point_average(right[mine], present), present
             )
     return scores
 
 
 def mean_average_precision(scores: dict[int, VocScore]) -> float:
-    """Mean area over the classes that were there or were detected; 0 when there is none."""
-    return float(np.mean([each.area for each in scores.values()])) if scores else 0.0
+    """Mean area over the classes that have an object to find, as in VOC and COCO; 0 when there is none."""
+    return float(np.mean([each.area for each in scores.values() if each.objects] or [0.0]))
 
 
 def area_under_curve(right: Bools, objects: int) -> float:

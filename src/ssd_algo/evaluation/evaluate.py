@@ -76,7 +76,8 @@ def score(samples: Sequence[Sample], detections: Sequence[Future[Detections] | N
         if future is not None:
             found = future.result()
             sides = np.asarray([sample.size or images.upright_size(sample.encoded())] * 2, dtype=np.float64).reshape(4)
-            truths.append(Truth(sample.boxes * sides, sample.classes, sample.difficult))
+            # Fractions as float32 times the size miss whole pixels by a little, and an area of 32 x 32 is a boundary.
+            truths.append(Truth(np.round(sample.boxes * sides, 3), sample.classes, sample.difficult))
             scored.append(Scored(found.boxes * sides, found.scores, found.classes))
     counted = [truth.classes[~truth.difficult] for truth in truths]
     identities, counts = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *counted]), return_counts=True)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ssd_algo import whole_files
 from ssd_algo.data.findings import printable
 from ssd_algo.errors import UserError
+from ssd_algo.model import parameter_file
 
 if TYPE_CHECKING:
     import mxnet as mx
@@ -198,13 +199,10 @@ def load_parameters(directory: Path) -> dict[str, NDArray[np.float32]]:
     UserError
         When the file is damaged.
     """
-    import mxnet as mx
-
     path = directory / PARAMETERS_FILE
     try:
-        arrays = mx.nd.load(str(path))
-        return {name.split(":", 1)[-1]: array.asnumpy() for name, array in arrays.items()}
-    except (mx.base.MXNetError, ValueError, AttributeError) as error:
+        return {name.split(":", 1)[-1]: array for name, array in parameter_file.read(path).items()}
+    except ValueError as error:
         raise UserError(f"{path} is damaged and cannot be loaded; unpack the model.tar.gz again.") from error
 
 

@@ -137,7 +137,7 @@ def training_symbol(network: Network, frozen: frozenset[str]) -> mx.sym.Symbol:
     for padding, `weights` float32 (B,), 0 for an image that only fills the batch.
     Outputs: loss (B,) and parts (3,) summed over the batch, both weighted.
 
-    A BatchNorm layer whose gamma is frozen keeps its statistics too.
+    A BatchNorm layer of which anything but beta is frozen keeps its statistics too.
     """
     images, boxes, classes, weights = (mx.sym.var(name, dtype=dtype) for name, dtype in INPUTS.items())
     logits, offsets = _with_frozen_statistics(network.symbol, frozen)(data=to_input(images))
@@ -150,6 +150,8 @@ def training_symbol(network: Network, frozen: frozenset[str]) -> mx.sym.Symbol:
 def _with_frozen_statistics(symbol: mx.sym.Symbol, frozen: frozenset[str]) -> mx.sym.Symbol:
     graph = json.loads(symbol.tojson())
     for node in graph["nodes"]:
-        if node["op"] == "BatchNorm" and graph["nodes"][node["inputs"][1][0]]["name"] in frozen:
-            node["attrs"]["use_global_stats"] = "True"
+        if node["op"] == "BatchNorm":
+            _data, gamma, _beta, mean, variance = (graph["nodes"][each[0]]["name"] for each in node["inputs"])
+            if not frozen.isdisjoint((gamma, mean, variance)):
+                node["attrs"]["use_global_stats"] = "True"
     return mx.sym.load_json(json.dumps(graph))

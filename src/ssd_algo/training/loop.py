@@ -19,11 +19,10 @@ from ssd_algo.inference.engines import devices
 from ssd_algo.inference.predictor import Predictor
 from ssd_algo.model import artifact
 from ssd_algo.model.export import deploy_symbol
-from ssd_algo.model.network import build_network
 from ssd_algo.training import resume, schedule
 from ssd_algo.training.checkpoint import Checkpoints
 from ssd_algo.training.data import TrainingData
-from ssd_algo.training.starting_point import starting_values
+from ssd_algo.training.starting_point import build_network_to_train, starting_values
 from ssd_algo.training.stopping import STOPPED_BEFORE_FIRST_STEP, Stop, Stopped
 from ssd_algo.training.trainer import EpochResult, Trainer
 from ssd_algo.training.validation import Validation, finite
@@ -103,7 +102,7 @@ def train(job: Job, loader: Loader, validation_loader: Loader, stop: Stop) -> No
     """
     hp = job.hyperparameters
     contexts = _devices(job)
-    network = build_network(hp.base_network, hp.image_shape, hp.num_classes)
+    network = build_network_to_train(hp, job.data)
     symbol = deploy_symbol(network, hp.num_classes, hp.nms_threshold, hp.nms_topk)
 
     def save(values: dict[str, NDArray[np.float32]]) -> Path:
@@ -179,7 +178,8 @@ def _train_epochs(run: Run) -> None:
         seen = {"Total Records Seen": result.examples * (epoch + 1), "Records Since Last Reset": result.examples}
         _print_metrics(job, begun, seen, epoch=epoch, Meta="training_data_iter")
         # Only who may stop waits for the score; others train on meanwhile.
-        if hp.early_stopping and turn and schedule.should_stop(hp, run.validation.finish()):
+        more = epoch + 1 < hp.epochs
+        if more and turn and hp.early_stopping and schedule.should_stop(hp, run.validation.wait()):
             patience = hp.early_stopping_patience
             logger.info("Early stopping: no improvement of the validation mAP for %d epochs.", patience)
             break

@@ -24,8 +24,9 @@ from ssd_algo.training.trainer import EpochResult, Trainer, diverged
 logger = logging.getLogger(__name__)
 
 DEFINITION = (
-    "mAP: mean over the classes of the area under the interpolated precision-recall curve at IoU above "
-    "overlap_threshold, every image counted once (PASCAL VOC 2010); coco: as pycocotools computes it"
+    "mAP: mean over the classes with objects of the area under the interpolated precision-recall curve at IoU above "
+    "overlap_threshold, every image counted once (PASCAL VOC 2010); coco: as pycocotools computes it, crowds taken as "
+    "difficult objects"
 )
 
 
@@ -79,7 +80,7 @@ class Validation:
         self._epochs: list[dict[str, Any]] = []
         self._best: dict[str, Any] | None = None
         self._best_values: dict[str, NDArray[np.float32]] = {}
-        self._since = time.time()
+        self._since, self._waited = time.time(), 0.0  # the last validation's end, and waiting for its score
 
     def __enter__(self) -> "Validation":
         return self
@@ -98,16 +99,17 @@ class Validation:
         Stopped
             When the job is to stop before the validation has ended; then the epoch is not recorded.
         """
-        self.finish()
         started = time.time()
+        self.finish()
         candidates = {}
         if validated:
             for kind, predictor in self._predictors.items():
                 values = finite(trainer.values(kind), epoch, trainer.learning_rate)
                 candidates[kind] = Candidate(values, detect(predictor, self._batches(), self._threads))
-            share = (time.time() - started) / (time.time() - self._since)
+            now = time.time()
+            share = (now - started + self._waited) / (now - self._since)
             logger.info(log_lines.validated(share, self._hyperparameters.validate_every))
-            self._since = time.time()
+            self._since, self._waited = now, 0.0
         entry = asdict(result) | {
             "epoch": epoch,
             "learning_rate": trainer.learning_rate,
@@ -125,6 +127,13 @@ class Validation:
         if self._closed is not None:
             self._closed.result()
         return self._scores
+
+    def wait(self) -> list[float]:
+        """The same for who cannot go on without the scores: the waiting counts as validation."""
+        started = time.time()
+        scores = self.finish()
+        self._waited += time.time() - started
+        return scores
 
     def best(self) -> tuple[float, int] | None:
         """Highest mAP, and the first epoch that had it; None before the first score."""
@@ -173,9 +182,9 @@ class Validation:
         if len(scores) > 1:
             by_kind = ", ".join(f"{each} {scores[each].mean:.4f}" for each in scores)
             logger.info("mAP of the weights of the last step and of their moving average: %s", by_kind)
-        values = [chosen.coco.mean, chosen.coco.at_50, chosen.coco.at_75]
-        if None not in values:
-            logger.info(log_lines.coco_precision(*(float(value or 0) for value in values)))
+        if chosen.coco.mean is not None:
+            values = (chosen.coco.mean, chosen.coco.at_50 or 0.0, chosen.coco.at_75 or 0.0)
+            logger.info(log_lines.coco_precision(*values))
         by_class = (f"{self._names.get(each, each)} {value.area:.3f}" for each, value in chosen.voc.items())
         logger.info("Average precision by class: %s", ", ".join(by_class))
 
@@ -184,7 +193,9 @@ class Validation:
         coco_by_class = summary.pop("by_class")
         return {
             "mAP": chosen.mean,
-            "mAP_11_points": float(np.mean([each.eleven_points for each in chosen.voc.values()] or [0.0])),
+            "mAP_11_points": float(
+                np.mean([each.eleven_points for each in chosen.voc.values() if each.objects] or [0.0])
+            ),
             "coco": summary,
             "classes": {
                 str(identity): {
