@@ -1,5 +1,6 @@
 """One epoch over devices: optimizers, freezing, several contexts."""
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -258,3 +259,26 @@ def test_images_of_weight_zero_teach_nothing() -> None:
         outcomes.append(trainer.values())
     for name in outcomes[0]:
         np.testing.assert_allclose(outcomes[0][name], outcomes[1][name], rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("contexts", [[mx.cpu(0)], [mx.cpu(0), mx.cpu(1)]], ids=["1", "2"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "rmsprop", "adadelta"])
+def test_a_restored_trainer_goes_on_to_the_same_bits(optimizer: str, contexts: list[mx.Context]) -> None:
+    """In the middle of an epoch, with all that a JSON file would make of its state."""
+    settings = {"optimizer": optimizer, "recipe": "modern", "learning_rate": "0.0005", "epochs": "3"}
+    whole, first, second = (make(contexts, **settings) for _ in range(3))
+    for epoch in range(2):
+        result = whole.train_epoch(epoch, [batch(), batch((1, 1, 1, 0))])
+    first.train_epoch(0, [batch(), batch((1, 1, 1, 0))])
+    assert first.train_epoch(1, [batch()], pause=lambda: True) is None
+    state, arrays = first.snapshot()
+    second.restore(json.loads(json.dumps(state)), arrays)
+    assert (second.so_far.epoch, second.so_far.batches) == (1, 1)
+    resumed = second.train_epoch(1, [batch((1, 1, 1, 0))])
+    assert result is not None
+    assert resumed is not None
+    assert replace(resumed, seconds=result.seconds) == result
+    assert second.learning_rate == whole.learning_rate
+    ours, theirs = second.snapshot()[1], whole.snapshot()[1]
+    assert ours.keys() == theirs.keys()
+    assert all((ours[name] == theirs[name]).all() for name in ours)

@@ -47,6 +47,8 @@ def main() -> int:
         cause = classify(error)
         details = "".join(traceback.format_exception(error)) if isinstance(cause, AlgorithmError) else ""
         return fail(container, cause, details)
+    finally:
+        stop.ignore()
     return 0
 
 

@@ -39,6 +39,10 @@ class Stop:
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         threading.Thread(target=self._limit, args=(reader,), name="stop", daemon=True).start()
 
+    def ignore(self) -> None:
+        """The job has ended: the interpreter gives up its handlers before it has, and its exit code is to stand."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
     def defer(self) -> None:
         """From now on the signal is only noted: `check` and `requested` tell."""
         self._deferred = True
