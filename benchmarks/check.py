@@ -16,6 +16,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from figures import figure
 
 from ssd_algo import demo
 

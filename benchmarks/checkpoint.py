@@ -36,7 +36,9 @@ def main() -> None:
             worked = processor_seconds(Path(temporary) / "x.safetensors", checkpoint.Checkpoint(state, arrays | best))
             figure(f"{name}_checkpoint_share_of_60_s", (waited + worked) / 60, 0.02, "lower")
             if name == "resnet-18":
-                figure("steps_beside_writing_times_those_without", beside_writing(trainer, Path(temporary)), None, "higher")
+                figure(
+                    "steps_beside_writing_times_those_without", beside_writing(trainer, Path(temporary)), None, "higher"
+                )
 
 
 def make_trainer(base_network: str) -> Any:

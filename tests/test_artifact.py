@@ -16,7 +16,7 @@ import pytest
 from conftest import Run
 
 from ssd_algo.errors import UserError
-from ssd_algo.model import artifact
+from ssd_algo.model import artifact, parameter_file
 
 
 def files(archive: Path) -> list[str]:
@@ -239,10 +239,12 @@ def parameters(tmp_path: Path, arrays: object) -> bytes:
         lambda good: good + b"\0",
         # More than the machine has: arrays, axes, a side, a name. It is not asked for.
         *(lambda good, at=at: good[:at] + b"\xff\xff\xff\x7f" + good[at + 4 :] for at in (20, 32, 40, 164)),
+        # Two negative sides, whose product is positive.
+        lambda good: good[:36] + b"\xff" * 16 + good[52:],
         lambda good: good[:-1] + b"\xff",
         lambda good: good.replace(b"arg:b", b"arg:a"),
     ],
-    ids=["empty", "magic", "end", "more", "arrays", "axes", "side", "name", "no text", "name twice"],
+    ids=["empty", "magic", "end", "more", "arrays", "axes", "side", "name", "negative", "no text", "name twice"],
 )
 def test_damaged_parameters(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     good = parameters(tmp_path, {"arg:a": mx.nd.ones((3, 4)), "arg:b": mx.nd.ones(2)})
@@ -261,9 +263,10 @@ def test_damaged_parameters(tmp_path: Path, damage: Callable[[bytes], bytes]) ->
     [
         [mx.nd.ones(3)],
         {"a": mx.nd.ones(3, dtype="float16")},
+        {"a": mx.nd.ones(3, dtype="int32")},
         {"a": mx.nd.ones((3, 4)).tostype("csr")},
     ],
-    ids=["without names", "float16", "sparse"],
+    ids=["without names", "float16", "int32", "sparse"],
 )
 def test_parameters_of_another_kind(tmp_path: Path, arrays: object) -> None:
     path = tmp_path / "model_algo_1-0000.params"
@@ -315,3 +318,12 @@ def test_a_full_disk_leaves_the_last_good_model(tmp_path: Path, trained: Run) ->
         assert {path.name: path.read_bytes() for path in mounted.iterdir()} == good
     finally:
         subprocess.run(["umount", str(mounted)], check=True)
+
+
+def test_the_parameter_file_has_the_bytes_that_mxnet_writes(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    shapes = {"arg:a": (3, 4, 1, 2), "aux:b": (5,), "arg:c": (1, 7, 4)}
+    arrays = {name: generator.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    parameter_file.write(tmp_path / "ours", arrays)
+    mx.nd.save(str(tmp_path / "theirs"), {name: mx.nd.array(array) for name, array in arrays.items()})
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()

@@ -78,7 +78,9 @@ def test_class_seen_only_in_detections_has_zero_and_is_left_out_of_the_mean() ->
 
 def test_an_object_within_a_crowd_is_found() -> None:
     """All of the detection lies in the crowd, which overlaps it more than the object does."""
-    one = Truth(np.float32([[0, 0, 100, 100], [10, 10, 30, 30]]), np.zeros(2, int), np.zeros(2, bool), np.array([1, 0], bool))
+    one = Truth(
+        np.float32([[0, 0, 100, 100], [10, 10, 30, 30]]), np.zeros(2, int), np.zeros(2, bool), np.array([1, 0], bool)
+    )
     detections = [found([0, 0.9, 10, 10, 30, 31], [0, 0.8, 60, 60, 80, 80])]
     assert areas([one], detections, 0.5) == {0: 1.0}  # the second lies in the crowd alone, and does not count
 

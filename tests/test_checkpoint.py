@@ -34,7 +34,7 @@ def test_every_damage_is_noticed(tmp_path: Path) -> None:
     content = path.read_bytes()
     for place in range(len(content)):
         path.write_bytes(content[:place] + bytes([content[place] ^ 16]) + content[place + 1 :])
-        with pytest.raises((ValueError, UserError)):
+        with pytest.raises(ValueError):
             assert load(path) is None, (place, content[place - 10 : place + 10])
     for length in range(0, len(content), 7):
         path.write_bytes(content[:length])
@@ -98,8 +98,8 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path) -> None:
             with pytest.raises(UserError) as raised:
                 checkpoints.finish()
         assert str(raised.value) == (
-            f"{folder}/checkpoint-00000001.safetensors cannot be written (the disk is full; 1600004 bytes are needed); the "
-            "checkpoint before it and the last good model are kept. Use an instance with a larger volume."
+            f"{folder}/checkpoint-00000001.safetensors cannot be written (the disk is full; 1600016 bytes are needed); what "
+            "was saved before is kept. Use an instance with a larger volume."
         )
         assert os.listdir(folder) == ["checkpoint-00000000.safetensors"]
         assert load(folder / "checkpoint-00000000.safetensors").state == {"value": 1}
@@ -110,9 +110,9 @@ def test_what_is_written_does_not_stop_the_training(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     pipe = folder / ".checkpoint-00000000.safetensors.part"
-    os.mkfifo(pipe)
-    disk = os.open(pipe, os.O_RDWR)
     with Checkpoints(folder, 10) as checkpoints:
+        os.mkfifo(pipe)
+        disk = os.open(pipe, os.O_RDWR)
         checkpoints.keep(made(1, size=100_000))
         taken = 0
         while taken < 800_004:
@@ -121,3 +121,33 @@ def test_what_is_written_does_not_stop_the_training(tmp_path: Path) -> None:
             checkpoints.finish()
     os.close(disk)
     assert os.listdir(folder) == []
+
+
+def test_what_is_not_finite_is_not_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    diverged = made(2)
+    diverged.arrays["b"][0] = np.inf
+    with Checkpoints(tmp_path, 10) as checkpoints:
+        checkpoints.keep(made(1))
+        checkpoints.keep(diverged)
+        checkpoints.finish()
+        newest = checkpoints.newest()
+    assert newest is not None
+    assert newest.state == {"value": 1}
+    assert "No checkpoint is written: b is not finite." in caplog.text
+
+
+def test_a_long_history_is_kept(tmp_path: Path) -> None:
+    """Longer than the 100 MB that the header of safetensors may have."""
+    path = tmp_path / "checkpoint-00000000.safetensors"
+    save(path, Checkpoint({"history": "x" * 101_000_000}, made(1).arrays))
+    assert len(load(path).state["history"]) == 101_000_000
+
+
+def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError) as raised, Checkpoints(tmp_path / "file", 10):
+        pass
+    assert str(raised.value) == (
+        f"The folder for checkpoints cannot be written ([Errno 17] File exists: '{tmp_path}/file'); check it and its "
+        "permissions."
+    )

@@ -39,8 +39,8 @@ def test_loss_that_is_not_finite(tmp_path: Path, trained: Run) -> None:
     epoch, step = run.failure.split("epoch ")[1].split(";")[0].split(", step ")
     assert_refused(
         run,
-        f"The loss is not finite at epoch {epoch}, step {step}; lower learning_rate (it is 1) by ten, and check the boxes "
-        "of the training data. The last good model is kept.",
+        f"The loss is not finite at epoch {epoch}, step {step}; lower learning_rate (it is 1) by ten, check the boxes of "
+        "the training data, and begin with an empty folder for checkpoints, if there is one. The last good model is kept.",
     )
     assert epoch == "0"
     assert int(step) in range(2, 9)  # the first step still has the initial weights

@@ -6,6 +6,7 @@ SSD_ALGO_INTERRUPTIONS is how many of each kind there are: few here, all of them
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -24,9 +25,11 @@ from ssd_algo.training import checkpoint
 
 INTERRUPTIONS = int(os.environ.get("SSD_ALGO_INTERRUPTIONS", "3"))
 
-# Recipe modern, so that there is an average too; a checkpoint after each of the 3 steps of an epoch.
+# Recipe modern, so that there is an average too; a checkpoint after each of the 3 steps of an epoch, and enough of them
+# to be interrupted so often: each time up to two epochs after training has gone on.
+EPOCHS = max(3, INTERRUPTIONS)
 HYPERPARAMETERS = {name: value for name, value in SMALL.items() if name != "learning_rate"}
-HYPERPARAMETERS |= {"num_training_samples": "24", "epochs": "3", "checkpoint_minutes": "0.0001"}
+HYPERPARAMETERS |= {"num_training_samples": "24", "epochs": str(EPOCHS), "checkpoint_minutes": "0.0001"}
 
 
 @dataclass(frozen=True)
@@ -61,11 +64,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Whole:
     return Whole(run, time.monotonic() - started)
 
 
-def interrupted(base: Path, seconds: float, number: int) -> tuple[int, str]:
-    """Train, and send a signal so long after the first line of the log; returns exit code and log of all processes.
+def interrupted(base: Path, line: str, seconds: float, number: int, whole_group: bool = False) -> tuple[int, str]:
+    """Train, and send a signal so long after the log has a line; returns exit code and log of all processes.
 
     Reading ends when the last process that holds the pipe has: no helper process is left.
     """
+    out = ""
     with subprocess.Popen(
         TRAIN,
         env=environment(base),
@@ -75,13 +79,22 @@ def interrupted(base: Path, seconds: float, number: int) -> tuple[int, str]:
         start_new_session=True,
     ) as process:
         assert process.stdout is not None
-        first = process.stdout.readline()
+        for each in process.stdout:
+            out += each
+            if line in each:
+                break
         try:
-            out, _ = process.communicate(timeout=seconds)
+            process.wait(seconds)
         except subprocess.TimeoutExpired:
-            process.send_signal(number)
-            out, _ = process.communicate(timeout=60)
-    return process.returncode, first + out
+            (os.killpg if whole_group else os.kill)(process.pid, number)
+        out += process.stdout.read()
+        return process.wait(60), out
+
+
+def forget(base: Path) -> None:
+    """What a new instance, which gets the checkpoints alone, does not have."""
+    for name in ("model", "output"):
+        shutil.rmtree(base / name, ignore_errors=True)
 
 
 def assert_all_whole(base: Path) -> None:
@@ -113,30 +126,93 @@ def assert_same(one: Path, two: Path) -> None:
     assert all((last[0][name] == last[1][name]).all() for name in last[0])
 
 
+BEGINS = '"Meta": "init_train_data_iter"'
+
+
+def seconds_an_epoch(whole: Whole) -> float:
+    """Of the whole training, its validation included."""
+    metrics = json.loads((whole.run.base / "output" / "data" / "metrics.json").read_text())
+    return float(np.mean([each["seconds"] + each["validation_seconds"] for each in metrics["epochs"]]))
+
+
 def test_killed_at_random_instants_it_ends_with_the_same_bits(whole: Whole, tmp_path: Path, data: Path) -> None:
+    """While it trains, validates and saves; every second time on a new instance."""
     base = folder(tmp_path / "base", data)
-    generator = np.random.default_rng(len(TRAIN))
-    for _ in range(INTERRUPTIONS):
-        interrupted(base, float(generator.uniform(0.2, 0.8)) * whole.seconds, signal.SIGKILL)
+    generator = np.random.default_rng(2)
+    kills = 0
+    for attempt in range(2 * INTERRUPTIONS):
+        seconds = float(generator.uniform(0, 2)) * seconds_an_epoch(whole)
+        code, out = interrupted(base, BEGINS, seconds, signal.SIGKILL)
+        assert code in (0, -signal.SIGKILL), out
         assert_all_whole(base)
+        kills += code == -signal.SIGKILL
+        if kills == INTERRUPTIONS:
+            break
+        if attempt % 2:
+            forget(base)
+    assert kills == INTERRUPTIONS
     run = run_train(base)
     assert run.code == 0, run.err
     assert_same(base, whole.run.base)
 
 
 def test_stopped_at_random_instants(whole: Whole, tmp_path: Path, data: Path) -> None:
-    """Exit code 0, and after the first step a model; then it goes on to the same end."""
+    """Exit code 0, and after the first step of all a model, always on a new instance; then it ends with the same bits.
+
+    In turns anywhere from the first line of the log on, and while it trains, validates and saves.
+    """
     base = folder(tmp_path / "base", data)
     generator = np.random.default_rng(1)
-    for _ in range(INTERRUPTIONS):
-        code, out = interrupted(base, float(generator.uniform(0, 0.8)) * whole.seconds, signal.SIGTERM)
+    for attempt in range(INTERRUPTIONS):
+        forget(base)
+        if attempt % 2:
+            line, seconds = "Docker entrypoint", float(generator.uniform(0, 8))
+        else:
+            line, seconds = BEGINS, float(generator.uniform(0, 2)) * seconds_an_epoch(whole)
+        code, out = interrupted(base, line, seconds, signal.SIGTERM, whole_group=attempt % 4 == 0)
         assert code == 0, out
         assert "Traceback" not in out
         assert_all_whole(base)
-        assert "before the first step: there is no model" in out or (base / "output" / "model.tar.gz").exists()
+        if "before the first step: there is no model" in out:
+            assert not checkpoint.numbered(base / "checkpoints")
+            assert not (base / "model").exists()
+        else:
+            assert (base / "output" / "model.tar.gz").exists(), out
     run = run_train(base)
     assert run.code == 0, run.err
     assert_same(base, whole.run.base)
+
+
+@pytest.mark.parametrize("line", ["Validation took", "Updating the best model", "epoch=0, batch=3 train cross_entropy"])
+def test_all_processes_are_stopped_while_it_validates_or_saves(tmp_path: Path, data: Path, line: str) -> None:
+    base = folder(tmp_path / "base", data)
+    code, out = interrupted(base, line, 0, signal.SIGTERM, whole_group=True)
+    assert code == 0, out
+    assert "Stopped by SIGTERM" in out
+    predictor.load(base / "model")
+    assert not (base / "output" / "failure").exists()
+
+
+def test_a_new_instance_goes_on_from_the_end_of_the_first_epoch(whole: Whole, tmp_path: Path, data: Path) -> None:
+    """The checkpoint there has no score and no model yet."""
+    base = folder(tmp_path / "base", data)
+    code, out = interrupted(base, "epoch=0, batch=3 train cross_entropy", 0, signal.SIGKILL)
+    assert code == -signal.SIGKILL, out
+    forget(base)
+    run = run_train(base)
+    assert run.code == 0, run.err
+    assert "Training goes on in epoch 0 after batch 3." in run.out
+    assert_same(base, whole.run.base)
+
+
+def test_an_epoch_of_one_step_has_its_checkpoint(tmp_path: Path, data: Path) -> None:
+    base = folder(tmp_path / "base", data)
+    run = train(base, HYPERPARAMETERS | {"mini_batch_size": "24", "epochs": "2", "checkpoint_minutes": "10"})
+    assert run.code == 0, run.err
+    assert [path.name for path in checkpoint.numbered(base / "checkpoints")] == [
+        "checkpoint-00000001.safetensors",
+        "checkpoint-00000000.safetensors",
+    ]
 
 
 def stop_at(base: Path, line: str, signals: int = 1) -> tuple[int, str]:
@@ -209,7 +285,7 @@ def copied(whole: Whole, tmp_path: Path, data: Path) -> Path:
 def test_other_hyperparameters_are_taken(whole: Whole, tmp_path: Path, data: Path) -> None:
     """More epochs, and another optimizer, which starts anew."""
     base = copied(whole, tmp_path, data)
-    run = train(base, HYPERPARAMETERS | {"epochs": "4", "optimizer": "adam", "recipe": "modern"})
+    run = train(base, HYPERPARAMETERS | {"epochs": str(EPOCHS + 1), "optimizer": "adam", "recipe": "modern"})
     assert run.code == 0, run.err
     assert (
         "Training goes on with other hyperparameters than the checkpoint's: epochs 4 (was 3), learning_rate 0.001 (was "
@@ -259,11 +335,9 @@ def test_other_batches_begin_an_epoch(whole: Whole, tmp_path: Path, data: Path) 
     base = copied(whole, tmp_path, data)
     run = train(base, HYPERPARAMETERS | {"mini_batch_size": "12", "epochs": "4"})
     assert run.code == 0, run.err
-    assert (
-        "The batches are others than the checkpoint's (24 training images, then 24): training goes on at the start of an "
-        "epoch." in run.out
-    )
-    assert "Training goes on in epoch 3 after batch 0." in run.out
+    assert "The batches are others than the checkpoint's: training goes on at the start of an epoch." in run.out
+    assert "Training goes on in epoch 2 after batch 2." in run.out  # of 2: the epoch had ended, its validation follows
+    assert re.findall(r"epoch=(\d), validation mAP", run.out) == ["2", "3"]
 
 
 def test_the_configured_folder_is_used(tmp_path: Path, data: Path) -> None:

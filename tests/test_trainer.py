@@ -282,3 +282,18 @@ def test_a_restored_trainer_goes_on_to_the_same_bits(optimizer: str, contexts: l
     ours, theirs = second.snapshot()[1], whole.snapshot()[1]
     assert ours.keys() == theirs.keys()
     assert all((ours[name] == theirs[name]).all() for name in ours)
+
+
+def test_statistics_of_all_devices_count() -> None:
+    """After an epoch each device has the mean of what they had of their shares, and so have model and average."""
+    trainer = make([mx.cpu(0), mx.cpu(1)], recipe="modern")
+    assert trainer.train_epoch(0, [batch()], pause=lambda: True) is None
+    mean = trainer._parameters["bn0_moving_mean"]
+    first, second = (each.asnumpy() for each in mean.list_data())
+    assert not (first == second).all()
+    expected = np.mean([first, second], axis=0)
+    assert (trainer.values()["bn0_moving_mean"] == expected).all()
+    assert trainer.train_epoch(0, []) is not None
+    for values in (trainer.values(), trainer.values("averaged")):
+        assert (values["bn0_moving_mean"] == expected).all()
+    assert all((each.asnumpy() == expected).all() for each in mean.list_data())

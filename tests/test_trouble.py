@@ -33,8 +33,8 @@ def test_the_disk_for_checkpoints_fills_up(base: Path) -> None:
         size = re.findall(r"; (\d+) bytes are needed", run.failure)[0]
         assert_refused(
             run,
-            f"{folder}/checkpoint-00000001.safetensors cannot be written (the disk is full; {size} bytes are needed); the "
-            "checkpoint before it and the last good model are kept. Use an instance with a larger volume.",
+            f"{folder}/checkpoint-00000001.safetensors cannot be written (the disk is full; {size} bytes are needed); what "
+            "was saved before is kept. Use an instance with a larger volume.",
         )
         assert [path.name for path in folder.iterdir()] == ["checkpoint-00000000.safetensors"]
         checkpoint.load(folder / "checkpoint-00000000.safetensors")

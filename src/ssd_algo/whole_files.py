@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it; whatever fails, `path` is as it was.
+    """Let `write` fill a temporary file beside `path`, then rename it; when writing fails, `path` is as it was.
 
     The content is on the disk before the name is, and the name before this returns.
     """
@@ -18,6 +18,12 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
         _to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def forget_unfinished(folder: Path) -> None:
+    """Remove what a process that was killed while it wrote has left in a folder."""
+    for path in folder.glob(".*.part"):
+        path.unlink(missing_ok=True)
 
 
 def _to_disk(path: Path) -> None:

@@ -173,7 +173,8 @@ class Container:
     def write_failure(self, text: str) -> None:
         """Leave the reason of a failure where the platform looks for it."""
         self.output_directory.mkdir(parents=True, exist_ok=True)
-        self._failure_file.write_text(text, encoding="utf-8", errors="backslashreplace")
+        encoded = text.encode(errors="backslashreplace")
+        whole_files.replace(self._failure_file, lambda temporary: temporary.write_bytes(encoded))
 
     @property
     def _failure_file(self) -> Path:

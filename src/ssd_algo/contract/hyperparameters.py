@@ -59,9 +59,20 @@ def _enough_for_gpus(size: int, info: ValidationInfo) -> int:
     return size
 
 
+def _enough_images(devices: str, info: ValidationInfo) -> str:
+    number, size = int(devices.partition(":")[2] or 1), info.data.get("mini_batch_size", 0)
+    if 0 < size < number:
+        text = "devices is {devices}, but mini_batch_size is {size}, and each device needs at least one image"
+        raise PydanticCustomError(_OWN_RULE, text, {"devices": devices, "size": size})
+    return devices
+
+
+_DEVICES = r"auto|cpu|(cpu|gpu):[1-9]\d?"
+
 BatchSize = Annotated[int, AfterValidator(_enough_for_gpus)]
 Steps = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_parse_steps), AfterValidator(_ascending)]
 Pattern = Annotated[str, BeforeValidator(_parse_pattern)]
+Devices = Annotated[str, Field(pattern=f"^({_DEVICES})$"), AfterValidator(_enough_images)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -121,6 +132,11 @@ class Hyperparameters(BaseModel):
         0.0, "Relative improvement of mAP below which an epoch counts as none.", ge=0, le=1
     )
     kv_store: Literal["device", "dist_sync", "dist_async"] = _built_in("device", "Gradient exchange between machines.")
+    devices: Devices = _ours(
+        "auto",
+        "What to train on: all GPUs, or the CPU where there is none; `gpu:N` for the first N; `cpu` or, as N devices, "
+        "`cpu:N`.",
+    )
     recipe: Literal["builtin", "modern"] = _ours(
         "modern",
         "What docs/recipe.md explains; `builtin` trains as the built-in does, and is the default where learning_rate, "
@@ -134,8 +150,8 @@ class Hyperparameters(BaseModel):
     validate_every: int = _ours(1, "Epochs from one validation to the next; the last is always validated.", ge=1)
     checkpoint_minutes: Number = _ours(
         10.0,
-        "Minutes from one checkpoint to the next within an epoch; there is one at each epoch's end too. Without a folder "
-        "for checkpoints none is written.",
+        "Minutes from one checkpoint to the next within an epoch; there is one at each epoch's end too. Without a "
+        "folder for checkpoints none is written.",
         gt=0,
     )
     transfer: bool = _ours(
@@ -211,7 +227,7 @@ class Hyperparameters(BaseModel):
 
 
 def _modern_learning_rate(base_network: str, mini_batch_size: int) -> float:
-    """In proportion to the images a step (Goyal et al. 2017, section 2.1), up to four times as many, or once for VGG."""
+    """In proportion to the images a step (Goyal et al. 2017, section 2.1) up to four times as many; VGG up to once."""
     rate, most = (_RATE_OF_VGG, 1) if base_network == "vgg-16" else (_RATE_OF_RESNETS, 4)
     return rate * min(mini_batch_size / 16, most)
 
@@ -293,6 +309,8 @@ def _rule(field: FieldInfo) -> str:
         return "one of " + ", ".join(get_args(field.annotation))
     if any(getattr(each, "func", None) is _parse_steps for each in field.metadata):
         return "ascending epochs of at least 1 separated by commas, or empty"
+    if any(getattr(each, "func", None) is _enough_images for each in field.metadata):
+        return "auto, cpu, cpu:N or gpu:N with N from 1 to 99"
     if field.annotation is str:
         return "a regular expression, or empty"
     if field.annotation is bool:

@@ -120,13 +120,17 @@ class Loader:
         context = multiprocessing.get_context("fork")
         self._pipes: list[Connection] = []
         self._processes = []
-        for _ in range(workers):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=self._work, args=(theirs, os.getpid()), daemon=True)
-            process.start()
-            theirs.close()
-            self._pipes.append(ours)
-            self._processes.append(process)
+        try:
+            for _ in range(workers):
+                ours, theirs = context.Pipe()
+                process = context.Process(target=self._work, args=(theirs, os.getpid()), daemon=True)
+                process.start()
+                theirs.close()
+                self._pipes.append(ours)
+                self._processes.append(process)
+        except BaseException:  # a job that is stopped right now
+            self.__exit__()
+            raise
 
     def __enter__(self) -> "Loader":
         return self
@@ -207,7 +211,7 @@ class Loader:
         if os.getppid() != parent:
             return
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what multiprocessing sends to those that are left at the end
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to all of the job's processes, it is for the parent
         cv2.setNumThreads(0)
         while True:
             number, slot, epoch, indices = pipe.recv()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ssd_algo.data import images
+from ssd_algo.data.boxes import Boxes
 from ssd_algo.data.loader import Batch
 from ssd_algo.data.samples import Sample
 from ssd_algo.evaluation.average_precision import (
@@ -77,7 +78,8 @@ def score(samples: Sequence[Sample], detections: Sequence[Future[Detections] | N
             found = future.result()
             sides = np.asarray([sample.size or images.upright_size(sample.encoded())] * 2, dtype=np.float64).reshape(4)
             # Fractions as float32 times the size miss whole pixels by a little, and an area of 32 x 32 is a boundary.
-            truths.append(Truth(np.round(sample.boxes * sides, 3), sample.classes, sample.difficult))
+            corners: Boxes = np.round(sample.boxes * sides, 3).astype(np.float32)
+            truths.append(Truth(corners, sample.classes, sample.difficult))
             scored.append(Scored(found.boxes * sides, found.scores, found.classes))
     counted = [truth.classes[~truth.difficult] for truth in truths]
     identities, counts = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *counted]), return_counts=True)

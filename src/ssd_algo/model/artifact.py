@@ -94,6 +94,8 @@ def save(
 ) -> Path:
     """Write an artifact; a file is replaced whole or not at all, the parameters last.
 
+    Parameters of another network, or of other classes, are removed first: there is never a mix of two models.
+
     Returns
     -------
     Path
@@ -104,20 +106,33 @@ def save(
     UserError
         When the disk is full or not writable.
     """
-    import mxnet as mx
-
     auxiliary = set(symbol.list_auxiliary_states())
-    arrays = {f"{'aux' if name in auxiliary else 'arg'}:{name}": mx.nd.array(v) for name, v in parameters.items()}
+    arrays = {f"{'aux' if name in auxiliary else 'arg'}:{name}": value for name, value in parameters.items()}
     names = {str(identity): name for identity, name in sorted(class_names.items())}
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        whole_files.replace(directory / SYMBOL_FILE, lambda path: path.write_text(symbol.tojson()))
-        whole_files.replace(directory / HYPERPARAMETERS_FILE, lambda path: path.write_text(json.dumps(hyperparameters)))
-        whole_files.replace(directory / CLASSES_FILE, lambda path: path.write_text(json.dumps(names)))
-        whole_files.replace(directory / PARAMETERS_FILE, lambda path: mx.nd.save(str(path), arrays))
-    except (OSError, mx.base.MXNetError) as error:
+        _replace_texts(
+            directory,
+            {
+                SYMBOL_FILE: symbol.tojson(),
+                HYPERPARAMETERS_FILE: json.dumps(hyperparameters),
+                CLASSES_FILE: json.dumps(names),
+            },
+        )
+        whole_files.replace(directory / PARAMETERS_FILE, lambda path: parameter_file.write(path, arrays))
+    except OSError as error:
         raise _cannot_write(directory, sum(value.nbytes for value in parameters.values()), error) from error
     return directory / PARAMETERS_FILE
+
+
+def _replace_texts(directory: Path, texts: dict[str, str]) -> None:
+    """Write the small files of an artifact that are others than before."""
+    old = {name: (directory / name).read_text() if (directory / name).is_file() else None for name in texts}
+    if old == texts:
+        return
+    (directory / PARAMETERS_FILE).unlink(missing_ok=True)
+    for name, text in texts.items():
+        whole_files.replace(directory / name, lambda path, text=text: path.write_text(text))  # type: ignore[misc]
 
 
 def is_there(directory: Path) -> bool:
@@ -157,8 +172,8 @@ def pack(directory: Path, archive: Path) -> None:
         raise _cannot_write(archive, size, error) from error
 
 
-def _cannot_write(path: Path, size: int, error: Exception) -> UserError:
-    full = not isinstance(error, OSError) or error.errno in (errno.ENOSPC, errno.EDQUOT)
+def _cannot_write(path: Path, size: int, error: OSError) -> UserError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     why = "the disk is full" if full else str(error)
     return UserError(f"{path} cannot be written ({why}; {size} bytes are needed); what was saved before is untouched.")
 

@@ -1,11 +1,13 @@
-"""MXNet's file of named arrays, read from the format.
+"""MXNet's file of named arrays, read and written from the format.
 
 `mx.nd.load` takes as much memory as a file says that it needs; of a damaged one that may be more than the machine has,
-and the system ends the process. Here every length is compared with the file's first.
+and the system ends the process. Here every length is compared with the file's first. `mx.nd.save` waits for all that
+MXNet has been asked to do before, as the steps of a training, and does not tell a full disk from other errors.
 """
 
 import math
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _FILE, _ARRAY = 0x112, 0xF993FAC9  # magic numbers; the array's is what MXNet writes since 1.0
-_DENSE, _FLOAT32 = 0, 0
+_DENSE, _FLOAT32, _CPU = 0, 0, 1
 _MOST_AXES = 8
 
 
@@ -27,6 +29,19 @@ def read(path: Path) -> dict[str, NDArray[np.float32]]:
     """
     with path.open("rb") as file:
         return _Reader(file, path.stat().st_size).arrays()
+
+
+def write(path: Path, arrays: Mapping[str, NDArray[np.float32]]) -> None:
+    """Write arrays by name, as `mx.nd.save` does: the same bytes."""
+    with path.open("wb") as file:
+        file.write(struct.pack("<QQQ", _FILE, 0, len(arrays)))
+        for array in arrays.values():
+            file.write(struct.pack(f"<IiI{array.ndim}q", _ARRAY, _DENSE, array.ndim, *array.shape))
+            file.write(struct.pack("<iii", _CPU, 0, _FLOAT32))
+            file.write(np.ascontiguousarray(array, dtype="<f4").data)
+        file.write(struct.pack("<Q", len(arrays)))
+        for name in arrays:
+            file.write(struct.pack("<Q", len(name.encode())) + name.encode())
 
 
 class _Reader:

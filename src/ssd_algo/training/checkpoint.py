@@ -1,8 +1,8 @@
 """Everything needed to go on as if nothing had happened, in files that are whole whenever they are looked at.
 
-A checkpoint is one file in the format of safetensors: arrays by name, and in its metadata a JSON document and a
-checksum over both. Random numbers need no state of their own: each draw comes from a generator that the seed, the epoch
-and the sample's index make.
+A checkpoint is one file in the format of safetensors: arrays by name, one of them the bytes of a JSON document, and in
+its metadata a checksum. Random numbers need no state of their own: each draw comes from a generator that the seed, the
+epoch and the sample's index make.
 
 Files are numbered in the order in which they were written. A new one is written beside the two before it, then the
 older of those is removed. They may be copied, or their names restored, at any moment.
@@ -13,8 +13,10 @@ import json
 import logging
 import re
 import struct
+import tempfile
 import time
 import zlib
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,9 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1  # of the document and the names of the arrays
 _NAME = re.compile(r"checkpoint-(\d{8})\.safetensors")
+
+_STATE = "state"  # the array with the document: a header of safetensors may have 100 MB at most
+_TYPES = {"float32": "F32", "uint8": "U8"}
 
 Arrays = dict[str, NDArray[np.float32]]
 
@@ -58,21 +63,24 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     UserError
         When the disk is full or not writable.
     """
-    state = json.dumps(checkpoint.state)
-    metadata = {"format": str(FORMAT), "state": state, "checksum": _checksum(state, checkpoint.arrays)}
+    arrays: dict[str, NDArray[Any]] = dict(checkpoint.arrays)
+    arrays[_STATE] = np.frombuffer(json.dumps(checkpoint.state).encode(), dtype=np.uint8)
+    metadata = {"format": str(FORMAT), "checksum": _checksum(str(FORMAT), arrays)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        whole_files.replace(path, lambda temporary: _write(temporary, metadata, checkpoint.arrays))
+        whole_files.replace(path, lambda temporary: _write(temporary, metadata, arrays))
     except OSError as error:
-        why = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
-        size = sum(each.nbytes for each in checkpoint.arrays.values())
-        raise UserError(
-            f"{path} cannot be written ({why}; {size} bytes are needed); the checkpoint before it and the last good "
-            "model are kept. Use an instance with a larger volume."
-        ) from error
+        kept = "what was saved before is kept"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            size = sum(each.nbytes for each in arrays.values())
+            raise UserError(
+                f"{path} cannot be written (the disk is full; {size} bytes are needed); {kept}. Use an instance with a "
+                "larger volume."
+            ) from error
+        raise UserError(f"{path} cannot be written ({error}); {kept}. Check the folder and its permissions.") from error
 
 
-def _write(path: Path, metadata: dict[str, str], arrays: Arrays) -> None:
+def _write(path: Path, metadata: dict[str, str], arrays: Mapping[str, NDArray[Any]]) -> None:
     """The format of safetensors: the header's length in 8 bytes, the header, the arrays one behind the other.
 
     Its own writer leaves files of random names behind when it is killed.
@@ -81,7 +89,7 @@ def _write(path: Path, metadata: dict[str, str], arrays: Arrays) -> None:
     end = 0
     for name, array in arrays.items():
         begin, end = end, end + array.nbytes
-        header[name] = {"dtype": "F32", "shape": array.shape, "data_offsets": (begin, end)}
+        header[name] = {"dtype": _TYPES[array.dtype.name], "shape": array.shape, "data_offsets": (begin, end)}
     encoded = json.dumps(header).encode()
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(encoded)) + encoded)
@@ -105,20 +113,20 @@ def load(path: Path) -> Checkpoint:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
     except (OSError, safetensors.SafetensorError) as error:
         raise ValueError(str(error)) from error
-    if not {"format", "state", "checksum"} <= metadata.keys():
+    if not {"format", "checksum"} <= metadata.keys() or _STATE not in arrays:
         raise ValueError("it is no checkpoint")
+    if metadata["checksum"] != _checksum(metadata["format"], arrays):
+        raise ValueError("its checksum is another one")
     if metadata["format"] != str(FORMAT):
         raise UserError(
             f"{path} has format {metadata['format']}, but this version of ssd-algo reads {FORMAT}; use the version "
             "that wrote it, or an empty folder for checkpoints."
         )
-    if metadata["checksum"] != _checksum(metadata["state"], arrays):
-        raise ValueError("its checksum is another one")
-    return Checkpoint(json.loads(metadata["state"]), arrays)
+    return Checkpoint(json.loads(arrays.pop(_STATE).tobytes()), arrays)
 
 
-def _checksum(state: str, arrays: Arrays) -> str:
-    value = zlib.crc32(state.encode())
+def _checksum(version: str, arrays: Mapping[str, NDArray[Any]]) -> str:
+    value = zlib.crc32(version.encode())
     for name, array in sorted(arrays.items()):
         value = zlib.crc32(f"{name} {array.dtype} {array.shape}".encode(), value)
         value = zlib.crc32(np.ascontiguousarray(array).data, value)
@@ -151,6 +159,23 @@ class Checkpoints:
         self._last = time.monotonic()
 
     def __enter__(self) -> "Checkpoints":
+        """See that the folder can be written.
+
+        Raises
+        ------
+        UserError
+            When it cannot.
+        """
+        if self._directory is not None:
+            try:
+                self._directory.mkdir(parents=True, exist_ok=True)
+                whole_files.forget_unfinished(self._directory)
+                with tempfile.TemporaryFile(dir=self._directory):
+                    pass
+            except OSError as error:
+                raise UserError(
+                    f"The folder for checkpoints cannot be written ({error}); check it and its permissions."
+                ) from error
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -169,7 +194,9 @@ class Checkpoints:
         UserError
             When another version wrote it.
         """
-        for path in numbered(self._directory) if self._directory else []:
+        if self._directory is None:
+            return None
+        for path in numbered(self._directory):
             try:
                 checkpoint = load(path)
             except ValueError as error:
@@ -178,6 +205,7 @@ class Checkpoints:
             self._kept = path
             logger.info('Loaded checkpoint from "%s".', path)
             return checkpoint
+        logger.info("There is no checkpoint to go on from: training begins.")
         return None
 
     def due(self) -> bool:
@@ -209,6 +237,10 @@ class Checkpoints:
 
     def _write(self, checkpoint: Checkpoint) -> None:
         assert self._directory is not None
+        for name, array in checkpoint.arrays.items():
+            if not np.isfinite(array).all():
+                logger.warning("No checkpoint is written: %s is not finite.", name)
+                return
         before = numbered(self._directory)
         number = int(before[0].stem.removeprefix("checkpoint-")) + 1 if before else 0
         path = self._directory / f"checkpoint-{number:08d}.safetensors"

@@ -15,7 +15,7 @@ from ssd_algo.contract.hyperparameters import Hyperparameters, final_configurati
 from ssd_algo.data.loader import Loader
 from ssd_algo.errors import AlgorithmError, SsdAlgoError, UserError
 from ssd_algo.model import pretrained
-from ssd_algo.training import data
+from ssd_algo.training import checkpoint, data
 from ssd_algo.training.stopping import STOPPED_BEFORE_FIRST_STEP, Stop
 
 logger = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ def main() -> int:
     except SystemExit:
         logger.warning(STOPPED_BEFORE_FIRST_STEP)
     except Exception as error:
+        stop.defer()  # the failure file comes first
         cause = classify(error)
         details = "".join(traceback.format_exception(error)) if isinstance(cause, AlgorithmError) else ""
         return fail(container, cause, details)
@@ -57,13 +58,16 @@ def run(container: Container, stop: Stop) -> None:
     started = time.time()
     provided = container.hyperparameters()
     logger.info(log_lines.provided_configuration(str(container.hyperparameters_file), provided))
-    found = usable_gpus()
+    found = gpus_to_use(provided.get("devices", ""))
     hyperparameters = Hyperparameters.parse(provided, len(found))
     configuration = final_configuration(provided, hyperparameters)
     logger.info(log_lines.final_configuration(configuration))
     for warning in hyperparameters.warnings():
         logger.warning(warning)
     host = only_host(container)
+    directory = container.checkpoint_directory()
+    if directory is not None and checkpoint.numbered(directory):
+        stop.defer()  # there is a model to leave, once the checkpoint is loaded
     channels = container.channels()
     weights = file_of_weights(container, channels, hyperparameters)
     logger.info(log_lines.number_of_gpus(found))
@@ -74,7 +78,7 @@ def run(container: Container, stop: Stop) -> None:
     try:
         with (
             training_loader(training_data, hyperparameters) as loader,
-            validation_loader(training_data, hyperparameters, len(found)) as validation,
+            validation_loader(training_data, hyperparameters, device_count(hyperparameters, found)) as validation,
         ):
             from ssd_algo.training import loop  # mxnet starts here: the loader's processes have been forked before
 
@@ -87,7 +91,7 @@ def run(container: Container, stop: Stop) -> None:
                 gpus=len(found),
                 model_directory=container.model_directory,
                 packed_model=None if container.on_platform else container.packed_model,
-                checkpoint_directory=container.checkpoint_directory(),
+                checkpoint_directory=directory,
                 write_metrics=functools.partial(container.write_output, "metrics.json"),
                 started=started,
             )
@@ -112,18 +116,46 @@ def training_loader(training_data: data.TrainingData, hyperparameters: Hyperpara
     )
 
 
-def validation_loader(training_data: data.TrainingData, hyperparameters: Hyperparameters, gpus: int) -> Loader:
+def validation_loader(training_data: data.TrainingData, hyperparameters: Hyperparameters, devices: int) -> Loader:
     """Batches to score, in order: what one device holds in training, as validation runs on one."""
     return Loader(
         training_data.validation.samples,
         hyperparameters.image_shape,
-        -(-hyperparameters.mini_batch_size // max(1, gpus)),
+        -(-hyperparameters.mini_batch_size // devices),
         available_cpus(),
         hyperparameters.seed,
         may_skip=hyperparameters.max_bad_records - training_data.validation.skipped,
         augmented=False,
         shuffled=False,
     )
+
+
+def gpus_to_use(devices: str) -> list[gpus.Gpu]:
+    """The GPUs that the hyperparameter `devices`, which may be wrong yet, asks for.
+
+    Raises
+    ------
+    UserError
+        When there are fewer, MXNet has no code for one, or the driver fails.
+    """
+    kind, _, number = devices.partition(":")
+    if kind == "cpu":
+        return []
+    found = usable_gpus()
+    if kind != "gpu" or not number.isdecimal():
+        return found
+    if len(found) < int(number):
+        raise UserError(
+            f"devices is {devices}, but this machine has {len(found)} GPUs that can be used; use auto, or another "
+            "instance."
+        )
+    return found[: int(number)]
+
+
+def device_count(hyperparameters: Hyperparameters, found: list[gpus.Gpu]) -> int:
+    """Over how many devices a batch is split."""
+    kind, _, number = hyperparameters.devices.partition(":")
+    return int(number) if kind == "cpu" and number else max(1, len(found))
 
 
 def usable_gpus() -> list[gpus.Gpu]:

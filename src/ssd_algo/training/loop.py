@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,15 @@ import mxnet as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from ssd_algo import whole_files
 from ssd_algo.contract import log_lines
 from ssd_algo.contract.hyperparameters import Hyperparameters
-from ssd_algo.data.loader import Batch, Loader
-from ssd_algo.errors import AlgorithmError, UserError
-from ssd_algo.inference.engines import devices
+from ssd_algo.data.loader import Loader
+from ssd_algo.errors import UserError
 from ssd_algo.inference.predictor import Predictor
 from ssd_algo.model import artifact
 from ssd_algo.model.export import deploy_symbol
-from ssd_algo.training import resume, schedule
+from ssd_algo.training import cluster, resume, schedule
 from ssd_algo.training.checkpoint import Checkpoints
 from ssd_algo.training.data import TrainingData
 from ssd_algo.training.starting_point import build_network_to_train, starting_values
@@ -45,7 +45,7 @@ class Job:
     weights : Path or None
         Of the backbone, pretrained.
     gpus : int
-        GPUs that the driver has.
+        GPUs to train on; 0 means the CPU.
     model_directory : Path
     packed_model : Path or None
         Where to pack the model when all is done; None where the platform does it.
@@ -69,6 +69,26 @@ class Job:
     started: float
 
 
+class Saver:
+    """Makes values of the network's parameters the job's model.
+
+    Attributes
+    ----------
+    done : bool
+        Whether it has: a model that is there may be that of a job before.
+    """
+
+    def __init__(self, job: Job, symbol: mx.sym.Symbol) -> None:
+        self._job, self._symbol, self.done = job, symbol, False
+
+    def __call__(self, values: dict[str, NDArray[np.float32]]) -> Path:
+        """Save; returns the path of the parameters."""
+        job = self._job
+        path = artifact.save(job.model_directory, self._symbol, values, job.configuration, job.data.class_names)
+        self.done = True
+        return path
+
+
 @dataclass(frozen=True)
 class Run:
     """A job's training and what it works with.
@@ -80,8 +100,7 @@ class Run:
     trainer : Trainer
     validation : Validation
     checkpoints : Checkpoints
-    save : callable
-        Makes values the model; returns the path of the parameters.
+    save : Saver
     stop : Stop
     """
 
@@ -90,7 +109,7 @@ class Run:
     trainer: Trainer
     validation: Validation
     checkpoints: Checkpoints
-    save: Callable[[dict[str, NDArray[np.float32]]], Path]
+    save: Saver
     stop: Stop
 
 
@@ -105,9 +124,8 @@ def train(job: Job, loader: Loader, validation_loader: Loader, stop: Stop) -> No
     network = build_network_to_train(hp, job.data)
     symbol = deploy_symbol(network, hp.num_classes, hp.nms_threshold, hp.nms_topk)
 
-    def save(values: dict[str, NDArray[np.float32]]) -> Path:
-        return artifact.save(job.model_directory, symbol, values, job.configuration, job.data.class_names)
-
+    save = Saver(job, symbol)
+    whole_files.forget_unfinished(job.model_directory)
     directory = job.checkpoint_directory
     logger.info(log_lines.NO_CHECKPOINTS if directory is None else f"Checkpoints are kept in {directory}.")
     with Checkpoints(directory, hp.checkpoint_minutes) as checkpoints:
@@ -138,8 +156,8 @@ def train(job: Job, loader: Loader, validation_loader: Loader, stop: Stop) -> No
             try:
                 stop.defer()
                 if checkpoint:
-                    samples = len(job.data.train.samples)
-                    resume.restore(checkpoint, job.configuration, samples, loader.steps(), trainer, validation)
+                    resume.restore(checkpoint, job.configuration, job.data, loader.steps(), trainer, validation)
+                del checkpoint, values  # as large as all that training needs
                 stop.check()
                 _train_epochs(run)
                 validation.finish()
@@ -148,13 +166,13 @@ def train(job: Job, loader: Loader, validation_loader: Loader, stop: Stop) -> No
                 validation.finish()
                 _leave_model(run)
             checkpoints.finish()
-    if job.packed_model is not None and artifact.is_there(job.model_directory):
+    if job.packed_model is not None and save.done:
         artifact.pack(job.model_directory, job.packed_model)
 
 
 def _devices(job: Job) -> list[mx.Context]:
-    contexts = devices()
-    if job.gpus and contexts[0].device_type == "cpu":
+    contexts = cluster.contexts(job.hyperparameters.devices, job.gpus)
+    if job.gpus > mx.context.num_gpus():
         raise UserError(
             f"The machine's driver has {job.gpus} GPUs, but CUDA 11.2 cannot use it, perhaps as it is older; use an "
             "instance with a newer driver (450.80 or above)."
@@ -196,34 +214,29 @@ def _train_epoch(run: Run, epoch: int) -> EpochResult:
         When the job is to stop; after a checkpoint.
     """
     trainer, checkpoints, stop = run.trainer, run.checkpoints, run.stop
-    batches = _until_stopped(run.loader.epoch(epoch, trainer.so_far.batches), stop)
-    if not artifact.is_there(run.job.model_directory):
-        trainer.train_epoch(epoch, batches, lambda: True)
-        # Whatever happens from now on, there is a model.
-        path = run.save(finite(trainer.values(), epoch, trainer.learning_rate))
-        logger.info("The weights after the first step are in %s until the first validation.", path)
+    without_model = not artifact.is_there(run.job.model_directory)
 
     def due() -> bool:
         ended = trainer.so_far.batches == run.loader.steps()
-        return stop.requested or (checkpoints.enabled and (ended or checkpoints.due()))
+        return checkpoints.enabled and (ended or stop.requested or checkpoints.due())
 
+    def unsaved() -> bool:
+        return without_model and not run.save.done
+
+    def pause() -> bool:
+        return stop.requested or unsaved() or due()
+
+    batches = run.loader.epoch(epoch, trainer.so_far.batches)
     while True:
-        result = trainer.train_epoch(epoch, batches, due)
+        result = trainer.train_epoch(epoch, batches, pause)
         if result is not None:
             return result
-        if checkpoints.enabled:
-            configuration, samples = run.job.configuration, len(run.job.data.train.samples)
-            checkpoints.keep(resume.snapshot(configuration, samples, trainer, run.validation))
+        if unsaved():
+            path = run.save(finite(trainer.values(), epoch, trainer.learning_rate))
+            logger.info("The weights after the first step are in %s until the first validation.", path)
+        if due():
+            checkpoints.keep(resume.snapshot(run.job.configuration, run.job.data, trainer, run.validation))
         stop.check()
-
-
-def _until_stopped(batches: Iterator[Batch], stop: Stop) -> Iterator[Batch]:
-    """The batches, while the processes that make them live: a signal to all of the job's processes ends them too."""
-    try:
-        yield from batches
-    except AlgorithmError:
-        stop.check()
-        raise
 
 
 def _leave_model(run: Run) -> None:

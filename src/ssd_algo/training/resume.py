@@ -1,6 +1,7 @@
 """A whole training as a checkpoint and back, and what may differ between the jobs at both ends."""
 
 import logging
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,8 @@ from numpy.typing import NDArray
 from ssd_algo import __version__
 from ssd_algo.errors import UserError
 from ssd_algo.training.checkpoint import Checkpoint
-from ssd_algo.training.trainer import Trainer
+from ssd_algo.training.data import TrainingData
+from ssd_algo.training.trainer import Trainer, below
 from ssd_algo.training.validation import Validation
 
 logger = logging.getLogger(__name__)
@@ -20,28 +22,38 @@ _NETWORK = ("base_network", "num_classes", "image_shape")
 # Other values of these are other batches: an epoch that had begun begins anew.
 _BATCHES = ("mini_batch_size", "seed")
 # Say nothing of how a training goes on.
-_WITHOUT_EFFECT = ("num_training_samples", "label_width", "checkpoint_minutes", "max_bad_records", "cache_mb")
+_WITHOUT_EFFECT = ("num_training_samples", "label_width", "checkpoint_minutes", "max_bad_records", "devices")
+
+_NAMES = 1000  # of samples, by which other data are noticed
 
 
-def snapshot(configuration: Mapping[str, str], samples: int, trainer: Trainer, validation: Validation) -> Checkpoint:
+def snapshot(
+    configuration: Mapping[str, str], data: TrainingData, trainer: Trainer, validation: Validation
+) -> Checkpoint:
     """The training between two steps; waits for scores that are being made.
 
     Parameters
     ----------
     configuration : dict of strings, as `hyperparams.json`
-    samples : int
-        Training images.
     """
     trainer_state, arrays = trainer.snapshot()
     validation_state, best = validation.snapshot()
     state = {
         "version": __version__,
         "hyperparameters": dict(configuration),
-        "samples": samples,
+        "data": _described(data),
         "trainer": trainer_state,
         "validation": validation_state,
     }
     return Checkpoint(state, arrays | best)
+
+
+def _described(data: TrainingData) -> dict[str, Any]:
+    """By what the data are known again: number and some of the names of the training images, the classes."""
+    samples = data.train.samples
+    names = [samples[index].name for index in range(0, len(samples), -(-len(samples) // _NAMES))]
+    checksum = zlib.crc32("\n".join(names).encode(errors="surrogateescape"))
+    return {"images": len(samples), "names": checksum, "classes": {str(k): v for k, v in data.class_names.items()}}
 
 
 def values(checkpoint: Checkpoint, configuration: Mapping[str, str]) -> dict[str, NDArray[np.float32]]:
@@ -59,19 +71,31 @@ def values(checkpoint: Checkpoint, configuration: Mapping[str, str]) -> dict[str
                 f"The checkpoint has {name} {before.get(name)}, but the hyperparameter {name} is "
                 f"{configuration[name]}; give the checkpoint's value, or an empty folder for checkpoints."
             )
-    return {n.removeprefix("parameters/"): each for n, each in checkpoint.arrays.items() if n.startswith("parameters/")}
+    return below("parameters", checkpoint.arrays)
 
 
 def restore(
     checkpoint: Checkpoint,
     configuration: Mapping[str, str],
-    samples: int,
+    data: TrainingData,
     steps_an_epoch: int,
     trainer: Trainer,
     validation: Validation,
 ) -> None:
-    """Go on from a checkpoint; the log says which hyperparameters are others now."""
-    before = checkpoint.state["hyperparameters"]
+    """Go on from a checkpoint; the log says which hyperparameters are others now.
+
+    Raises
+    ------
+    UserError
+        When the classes have other names.
+    """
+    before, ours, theirs = checkpoint.state["hyperparameters"], _described(data), checkpoint.state["data"]
+    for identity in sorted(ours["classes"].keys() & theirs["classes"].keys()):
+        if ours["classes"][identity] != theirs["classes"][identity]:
+            raise UserError(
+                f'The checkpoint\'s class {identity} is "{theirs["classes"][identity]}", but that of the data is '
+                f'"{ours["classes"][identity]}"; give the same data, or an empty folder for checkpoints.'
+            )
     changed = [name for name in configuration if _matters(name) and configuration[name] != before.get(name)]
     if changed:
         now = ", ".join(f"{name} {configuration[name]} (was {before.get(name)})" for name in changed)
@@ -79,8 +103,11 @@ def restore(
     arrays, state = dict(checkpoint.arrays), dict(checkpoint.state["trainer"])
     if "optimizer" in changed:
         arrays = {name: each for name, each in arrays.items() if not name.startswith("optimizer/")}
-    if checkpoint.state["samples"] != samples or any(name in _BATCHES for name in changed):
-        state = _at_epoch(state, checkpoint.state["samples"], samples, steps_an_epoch)
+    other_images = any(ours[name] != theirs[name] for name in ("images", "names"))
+    if other_images or any(name in _BATCHES for name in changed):
+        what = "images" if other_images else "batches"
+        logger.warning("The %s are others than the checkpoint's: training goes on at the start of an epoch.", what)
+        state = _at_epoch(state, theirs["images"], int(before["mini_batch_size"]), steps_an_epoch)
     trainer.restore(state, arrays)
     validation.restore(checkpoint.state["validation"], arrays)
     so_far = trainer.so_far
@@ -91,15 +118,9 @@ def _matters(name: str) -> bool:
     return not name.startswith("_") and name not in _WITHOUT_EFFECT
 
 
-def _at_epoch(state: dict[str, Any], samples: int, samples_now: int, steps_an_epoch: int) -> dict[str, Any]:
-    """The trainer's state at an epoch's start, for batches that are not those of the checkpoint."""
+def _at_epoch(state: dict[str, Any], images: int, batch_size: int, steps_an_epoch: int) -> dict[str, Any]:
+    """The trainer's state for other batches than the checkpoint's: an epoch that had not ended begins anew."""
     so_far = state["so_far"]
-    ended = so_far["examples"] >= samples
-    logger.warning(
-        "The batches are others than the checkpoint's (%d training images, then %d): training goes on at the start of "
-        "an epoch.",
-        samples_now,
-        samples,
-    )
-    epoch = so_far["epoch"] + ended
-    return {"updates": epoch * steps_an_epoch, "so_far": {"epoch": epoch}}
+    if so_far["batches"] * batch_size >= images:
+        return {"updates": (so_far["epoch"] + 1) * steps_an_epoch, "so_far": so_far | {"batches": steps_an_epoch}}
+    return {"updates": so_far["epoch"] * steps_an_epoch, "so_far": {"epoch": so_far["epoch"]}}

@@ -65,7 +65,7 @@ class Stop:
     def _limit(self, reader: int) -> None:
         while os.read(reader, 1) != bytes([signal.SIGTERM]):
             pass
-        logger.warning("Received SIGTERM: the job ends after the step that is running.")
+        logger.warning("Received SIGTERM: the job ends as soon as what is running has.")
         time.sleep(_PATIENCE)
         logger.warning(
             "The step or the saving did not end within %d seconds; what was saved before is whole.", _PATIENCE

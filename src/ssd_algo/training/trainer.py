@@ -19,6 +19,7 @@ from ssd_algo.errors import UserError
 from ssd_algo.inference.engines import MXNetEngine
 from ssd_algo.model.network import CONSTANTS, Network, set_parameters
 from ssd_algo.model.targets import INPUTS, training_symbol
+from ssd_algo.training.cluster import kvstore_type
 from ssd_algo.training.recipe import RECIPES
 from ssd_algo.training.schedule import AVERAGE_EVERY, averaging_rate, learning_rate
 from ssd_algo.training.stopping import Stopped
@@ -125,9 +126,14 @@ class Trainer:
             self._trained,
             hyperparameters.optimizer,
             _optimizer_settings(hyperparameters),
-            kvstore="device",  # dist_* is between machines, and there is one
+            kvstore=kvstore_type(devices),  # dist_* is between machines, and there is one
             update_on_kvstore=False,
         )
+        # The store has one key for a parameter and its gradient, and the first broadcast is asynchronous: a gradient
+        # that overtakes it would become the parameter.
+        self._optimizer._init_kvstore()
+        self._optimizer._init_params()
+        mx.nd.waitall()
         self._updates = 0
         self._read_every = 0  # until the first step has shown how long one takes
         self.so_far = EpochSoFar()
@@ -146,8 +152,11 @@ class Trainer:
         return float(self._optimizer.learning_rate)
 
     def values(self, kind: str = "last") -> dict[str, NDArray[np.float32]]:
-        """Parameters, BatchNorm's statistics and the constants, by name; of one of the kinds that `engines` has."""
-        values = {name: each.data(self._devices[0]).asnumpy() for name, each in self._parameters.items()}
+        """Parameters, BatchNorm's statistics and the constants, by name; of one of the kinds that `engines` has.
+
+        The statistics are the means over the devices, each of which has those of its share of the images.
+        """
+        values = self._values_of_first_device() | {name: self._mean_statistic(name) for name in self._statistics()}
         return values if kind == "last" or self._average is None else values | self._average.engine.values()
 
     def train_epoch(
@@ -170,9 +179,8 @@ class Trainer:
         so_far, before, start = self.so_far, self.so_far.seconds, time.time()
         paused = self._train(batches, pause)
         mx.nd.waitall()  # the last update belongs to the epoch
-        if not paused and self._average is not None:
-            self._average.copy_statistics()
-            mx.nd.waitall()
+        if not paused:
+            self._share_statistics()
         so_far.seconds = before + time.time() - start
         if paused:
             return None
@@ -213,7 +221,7 @@ class Trainer:
         The arrays are named `parameters/NAME`, `statistics/DEVICE/NAME` (BatchNorm's on the other devices),
         `optimizer/NAME/NUMBER` and `average/NAME`.
         """
-        arrays = {f"parameters/{name}": value for name, value in self.values().items()}
+        arrays = {f"parameters/{name}": value for name, value in self._values_of_first_device().items()}
         for number, device in list(enumerate(self._devices))[1:]:
             for name in self._statistics():
                 arrays[f"statistics/{number}/{name}"] = self._parameters[name].data(device).asnumpy()
@@ -227,7 +235,7 @@ class Trainer:
     def restore(self, state: dict[str, Any], arrays: dict[str, NDArray[np.float32]]) -> None:
         """Go on from a snapshot of the same network; what it lacks, as of another optimizer, starts anew."""
         self._updates, self.so_far = state["updates"], EpochSoFar(**state["so_far"])
-        values = {name.removeprefix("parameters/"): each for name, each in arrays.items()}
+        values = below("parameters", arrays)
         for name, parameter in self._parameters.items():
             parameter.set_data(mx.nd.array(values[name]))
         for number, device in list(enumerate(self._devices))[1:]:
@@ -249,6 +257,23 @@ class Trainer:
             for name, average in self._average.engine.arrays().items():
                 average[:] = mx.nd.array(arrays.get(f"average/{name}", values[name]))
         mx.nd.waitall()
+
+    def _values_of_first_device(self) -> dict[str, NDArray[np.float32]]:
+        return {name: each.data(self._devices[0]).asnumpy() for name, each in self._parameters.items()}
+
+    def _mean_statistic(self, name: str) -> NDArray[np.float32]:
+        shares = [each.asnumpy() for each in self._parameters[name].list_data()]
+        return np.mean(shares, axis=0) if len(shares) > 1 else shares[0]
+
+    def _share_statistics(self) -> None:
+        """At an epoch's end, when nothing runs, every device goes on with the means over all; so does the average."""
+        if len(self._devices) > 1:
+            for name in self._statistics():
+                self._parameters[name].set_data(mx.nd.array(self._mean_statistic(name)))
+            mx.nd.waitall()
+        if self._average is not None:
+            self._average.copy_statistics()
+            mx.nd.waitall()
 
     def _statistics(self) -> list[str]:
         return [str(name) for name in self._network.symbol.list_auxiliary_states()]
@@ -349,6 +374,12 @@ class Average:
             new.copyto(average)
 
 
+def below(prefix: str, arrays: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    """The arrays of a snapshot whose names are `prefix/NAME`, by NAME."""
+    start = f"{prefix}/"
+    return {name.removeprefix(start): each for name, each in arrays.items() if name.startswith(start)}
+
+
 def frozen_parameters(pattern: str, network: Network) -> frozenset[str]:
     """Names that the pattern matches from their start; none for an empty pattern."""
     names = [*network.symbol.list_arguments(), *network.symbol.list_auxiliary_states()]
@@ -358,7 +389,8 @@ def frozen_parameters(pattern: str, network: Network) -> frozenset[str]:
 def diverged(what: str, rate: float) -> UserError:
     """The error of a training that left the finite numbers; `what` says where, `rate` is the learning rate."""
     return UserError(
-        f"{what}; lower learning_rate (it is {rate:g}) by ten, and check the boxes of the training data. The last good "
+        f"{what}; lower learning_rate (it is {rate:g}) by ten, check the boxes of the training data, and begin with an "
+        "empty folder for checkpoints, if there is one. The last good "
         "model is kept."
     )
 

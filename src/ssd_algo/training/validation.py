@@ -19,7 +19,7 @@ from ssd_algo.data.loader import Batch, Loader
 from ssd_algo.evaluation.evaluate import Score, detect, score
 from ssd_algo.inference.predictor import Detections, Predictor
 from ssd_algo.training.stopping import Stop
-from ssd_algo.training.trainer import EpochResult, Trainer, diverged
+from ssd_algo.training.trainer import EpochResult, Trainer, below, diverged
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +148,8 @@ class Validation:
     def restore(self, state: dict[str, Any], arrays: dict[str, NDArray[np.float32]]) -> None:
         """Go on from a snapshot; its best model is saved at once, as the folder for models may be a new one."""
         self._scores, self._epochs, self._best = state["scores"], state["epochs"], state["best"]
-        best = {name.removeprefix("best/"): value for name, value in arrays.items() if name.startswith("best/")}
+        self._tell()
+        best = below("best", arrays)
         if best:
             self._best_values = best
             logger.info(log_lines.saved(str(self._save(best))))
@@ -171,6 +172,10 @@ class Validation:
             others = {f"mAP_of_{each}_weights": scores[each].mean for each in scores}
             entry = entry | {"validation": self._described(scores[kind]) | {"weights": kind} | others}
         self._epochs.append(entry)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Write metrics.json."""
         try:
             self._write_metrics({"definition": DEFINITION, "best": self._best, "epochs": self._epochs})
         except OSError as error:
