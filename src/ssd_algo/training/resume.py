@@ -22,7 +22,15 @@ _NETWORK = ("base_network", "num_classes", "image_shape")
 # Other values of these are other batches: an epoch that had begun begins anew.
 _BATCHES = ("mini_batch_size", "seed")
 # Say nothing of how a training goes on.
-_WITHOUT_EFFECT = ("num_training_samples", "label_width", "checkpoint_minutes", "max_bad_records", "devices")
+_WITHOUT_EFFECT = (
+    "num_training_samples",
+    "label_width",
+    "checkpoint_minutes",
+    "max_bad_records",
+    "devices",
+    "transfer",
+    "use_pretrained_model",
+)
 
 _NAMES = 1000  # of samples, by which other data are noticed
 
