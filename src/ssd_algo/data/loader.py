@@ -11,12 +11,14 @@ import functools
 import logging
 import mmap
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkProcess
 from typing import Any, cast
 
 import cv2
@@ -119,7 +121,9 @@ class Loader:
         self._slots = [_slot(batch_size, side, most_boxes) for _ in range(2 * workers)]
         context = multiprocessing.get_context("fork")
         self._pipes: list[Connection] = []
-        self._processes = []
+        self._processes: list[ForkProcess] = []
+        # Workers ignore SIGTERM, with which multiprocessing would end those that are left when the interpreter ends.
+        multiprocessing.util.Finalize(self, _kill, [self._processes], exitpriority=0)
         try:
             for _ in range(workers):
                 ours, theirs = context.Pipe()
@@ -136,10 +140,7 @@ class Loader:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        for process in self._processes:
-            process.kill()
-        for process in self._processes:
-            process.join()
+        _kill(self._processes)
 
     def steps(self) -> int:
         """Batches in an epoch."""
@@ -300,6 +301,13 @@ def decoded(sample: Sample, encoded: Callable[[], bytes], reduction: int = 1) ->
     image = images.decode(encoded(), reduction)
     sample.check_size(image.shape[1], image.shape[0], reduction)
     return image
+
+
+def _kill(processes: list[ForkProcess]) -> None:
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.join()
 
 
 class Cache:
