@@ -3,7 +3,8 @@
     python benchmarks/checkpoint.py
 
 Prints one JSON line a figure. The share is of an epoch of 60 s with one checkpoint, as if no core had been idle: the
-wait, and the thread's processor time, which is taken from the training on all cores. The steps are those of resnet-18 at 300 pixels with 4 images.
+wait, and the thread's processor time, which is taken from the training on all cores. The steps are those of resnet-18
+at 300 pixels with 4 images.
 """
 
 import tempfile
