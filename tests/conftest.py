@@ -154,7 +154,7 @@ def write_driver(path: Path, name: str, capability: tuple[int, int], gpus: int, 
 @contextlib.contextmanager
 def disk(folder: Path, megabytes: int) -> Iterator[Path]:
     """A small disk of its own at a folder; skips the test of who may not mount one."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
     if subprocess.run(command, capture_output=True).returncode:
         pytest.skip("only root may mount a disk")

@@ -12,7 +12,7 @@ from pathlib import Path
 import mxnet as mx
 import numpy as np
 import pytest
-from conftest import SMALL, Run, assert_refused, read_images, train, write_config
+from conftest import SMALL, Run, assert_refused, disk, read_images, train, write_config
 from test_bad_inputs import HYPERPARAMETERS, image_job, record_job
 
 from ssd_algo import demo
@@ -392,16 +392,10 @@ def test_a_disk_too_small_to_unpack_on(tmp_path: Path, trained: Run) -> None:
     data = link_channels(trained.base / "input" / "data", tmp_path / "input" / "data")
     (data / "model").mkdir()
     (data / "model" / "model.tar.gz").symlink_to(trained.base / "output" / "model.tar.gz")
-    mounted = tmp_path / "small"
-    mounted.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(mounted)], capture_output=True).returncode:
-        pytest.skip("no right to mount a file system here")
-    try:
+    with disk(tmp_path / "small", megabytes=1) as mounted:
         assert_refused(
             train(tmp_path, SMALL | {"num_training_samples": "160"}, TMPDIR=str(mounted)),
             f"channel model: {data}/model/model.tar.gz cannot be unpacked into {mounted} (the disk is full); use an "
             "instance with a larger volume.",
         )
         assert list(mounted.iterdir()) == []
-    finally:
-        subprocess.run(["umount", str(mounted)], check=True)
