@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -79,6 +80,16 @@ def run_train(base: Path, **more: str) -> Run:
     """Run scripts/train over `base` as it is."""
     done = subprocess.run(TRAIN, env=environment(base, **more), capture_output=True, text=True, timeout=600)
     return Run(base, done.returncode, done.stdout, done.stderr)
+
+
+def read_until(stream: IO[str], words: str) -> str:
+    """What a log says up to its first line with these words."""
+    out = ""
+    for line in stream:
+        out += line
+        if words in line:
+            break
+    return out
 
 
 def assert_refused(run: Run, sentence: str) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import mxnet as mx
 import numpy as np
 import pytest
-from conftest import SMALL, TRAIN, Run, assert_refused, environment, run_train, train, write_config
+from conftest import SMALL, TRAIN, Run, assert_refused, environment, read_until, run_train, train, write_config
 
 from ssd_algo import demo
 from ssd_algo.inference import predictor
@@ -69,7 +69,6 @@ def interrupted(base: Path, line: str, seconds: float, number: int, whole_group:
 
     Reading ends when the last process that holds the pipe has: no helper process is left.
     """
-    out = ""
     with subprocess.Popen(
         TRAIN,
         env=environment(base),
@@ -79,10 +78,7 @@ def interrupted(base: Path, line: str, seconds: float, number: int, whole_group:
         start_new_session=True,
     ) as process:
         assert process.stdout is not None
-        for each in process.stdout:
-            out += each
-            if line in each:
-                break
+        out = read_until(process.stdout, line)
         try:
             process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -221,15 +217,11 @@ def test_an_epoch_of_one_step_has_its_checkpoint(tmp_path: Path, data: Path) -> 
 
 def stop_at(base: Path, line: str, signals: int = 1) -> tuple[int, str]:
     """Train until a line of the log has these words, then SIGTERM; exit code and the log."""
-    out = ""
     with subprocess.Popen(
         TRAIN, env=environment(base), stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
         assert process.stdout is not None
-        for each in process.stdout:
-            out += each
-            if line in each:
-                break
+        out = read_until(process.stdout, line)
         for _ in range(signals):
             process.terminate()
         out += process.stdout.read()

@@ -6,7 +6,7 @@ import signal
 import subprocess
 from pathlib import Path
 
-from conftest import SMALL, TRAIN, Run, assert_refused, disk, environment, run_train, write_config
+from conftest import SMALL, TRAIN, Run, assert_refused, disk, environment, read_until, run_train, write_config
 
 from ssd_algo.inference import predictor
 from ssd_algo.training import checkpoint
@@ -43,16 +43,12 @@ def test_the_disk_for_checkpoints_fills_up(base: Path) -> None:
 
 def run_with(base: Path, line: str, trouble: str) -> Run:
     """Train until the log has a line, then make trouble; the ended run."""
-    out = ""
     with subprocess.Popen(
         TRAIN, env=environment(base), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
-        for each in process.stdout:
-            out += each
-            if line in each:
-                break
+        out = read_until(process.stdout, line)
         if trouble == "kill":
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
             assert children
