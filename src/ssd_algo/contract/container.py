@@ -30,20 +30,24 @@ class Channel:
         Lower case, without parameters; empty when none was given.
     input_mode : str
         `File`, `FastFile` or `Pipe`.
+    sharded : bool
+        Whether each host has files of its own (ShardedByS3Key), not all of them.
     """
 
     name: str
     location: str
     content_type: str = ""
     input_mode: str = "File"
+    sharded: bool = False
 
 
 @dataclass(frozen=True)
 class Hosts:
-    """The hosts of a job, sorted, and which of them this is."""
+    """The hosts of a job, sorted, which of them this is, and the network interface between them, if it is known."""
 
     current: str
     all: tuple[str, ...]
+    interface: str = ""
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,7 @@ class Container:
                 str(data / name),
                 content_type=str(value.get("ContentType") or "").split(";")[0].strip().lower(),
                 input_mode=str(value.get("TrainingInputMode") or "File"),
+                sharded=value.get("S3DistributionType") == "ShardedByS3Key",
             )
             for name, value in configured.items()
         }
@@ -156,7 +161,7 @@ class Container:
         hosts = config.get("hosts") or [current]
         if not isinstance(hosts, list):
             raise UserError(f'{path}: "hosts" must be a list of host names; it is {hosts}.')
-        return Hosts(current, tuple(sorted(map(str, hosts))))
+        return Hosts(current, tuple(sorted(map(str, hosts))), str(config.get("network_interface_name") or ""))
 
     def write_output(self, name: str, document: dict[str, Any]) -> Path:
         """Leave a JSON file among the job's output; a reader sees the old or the new one."""
@@ -245,6 +250,30 @@ def set_up_mxnet(one_shape: bool) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(available_cpus()))
     os.environ.setdefault("MXNET_CUDNN_AUTOTUNE_DEFAULT", "1" if one_shape else "0")
     gpus.provide_driver()
+
+
+def set_up_kvstore(role: str, scheduler: str, port: int, hosts: int, address: str) -> None:
+    """What MXNet's parameter server takes from the environment; call before mxnet is imported.
+
+    Parameters
+    ----------
+    role : str
+        This process's: `scheduler`, `server` or `worker`.
+    scheduler, port
+        IP address and port of the scheduler.
+    hosts : int
+        Each has a server and a worker.
+    address : str
+        This host's IP address.
+    """
+    os.environ |= {
+        "DMLC_ROLE": role,
+        "DMLC_PS_ROOT_URI": scheduler,
+        "DMLC_PS_ROOT_PORT": str(port),
+        "DMLC_NUM_SERVER": str(hosts),
+        "DMLC_NUM_WORKER": str(hosts),
+        "DMLC_NODE_HOST": address,
+    }
 
 
 def hide_gpus() -> None:

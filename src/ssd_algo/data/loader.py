@@ -55,6 +55,26 @@ class Batch:
     weights: NDArray[np.float32]
 
 
+@dataclass(frozen=True)
+class Share:
+    """What one of several hosts takes of its samples.
+
+    Attributes
+    ----------
+    first, every : int
+        Of an epoch's order it takes every so-manieth sample from the `first` on.
+    steps : int or None
+        Batches of an epoch, as others may have more samples; those beyond its own are repeats that weigh nothing.
+    draws : tuple of int
+        Sets its augmentations apart from those of hosts that have other samples under the same numbers.
+    """
+
+    first: int = 0
+    every: int = 1
+    steps: int | None = None
+    draws: tuple[int, ...] = ()
+
+
 def epoch_order(count: int, seed: int, epoch: int, shuffled: bool = True) -> NDArray[np.uint32]:
     """The order of an epoch's samples, (count,): every sample once, shuffled over the whole set or as they are."""
     order = np.arange(count, dtype=np.uint32)
@@ -66,7 +86,7 @@ def epoch_order(count: int, seed: int, epoch: int, shuffled: bool = True) -> NDA
 def batch_at(order: NDArray[np.uint32], number: int, batch_size: int) -> tuple[NDArray[np.uint32], int]:
     """Sample indices (B,) of one batch of an order, and how many of them count.
 
-    Only the last batch may hold fewer real samples than `batch_size`; repeats fill it.
+    Only the last ones may hold fewer real samples than `batch_size`; repeats fill them.
     """
     real = order[number * batch_size : (number + 1) * batch_size]
     if len(real) == batch_size:
@@ -93,6 +113,7 @@ class Loader:
         Otherwise samples come in their order.
     cache_bytes : int
         Memory for decoded images. It is used when all fit, and sizes are known; 0 for none.
+    share : Share
 
     Attributes
     ----------
@@ -111,9 +132,10 @@ class Loader:
         augmented: bool = True,
         shuffled: bool = True,
         cache_bytes: int = 0,
+        share: Share = Share(),
     ) -> None:
         self._samples, self._side, self._batch_size, self._seed = samples, side, batch_size, seed
-        self._augmented, self._shuffled = augmented, shuffled
+        self._augmented, self._shuffled, self._share = augmented, shuffled, share
         self._skipped = Skipped(may_skip, len(samples))
         self._cache = Cache.of(samples, cache_bytes) if cache_bytes else None
         self.waited = 0.0
@@ -144,7 +166,13 @@ class Loader:
 
     def steps(self) -> int:
         """Batches in an epoch."""
-        return -(-len(self._samples) // self._batch_size)
+        own = len(range(self._share.first, len(self._samples), self._share.every))
+        return -(-own // self._batch_size) if self._share.steps is None else self._share.steps
+
+    def order(self, epoch: int) -> NDArray[np.uint32]:
+        """Which samples an epoch has, in which order, by their number."""
+        order = epoch_order(len(self._samples), self._seed, epoch, self._shuffled)
+        return order[self._share.first :: self._share.every]
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, in order, from the `first` on, counted from 0.
@@ -156,7 +184,7 @@ class Loader:
         AlgorithmError
             When a worker died.
         """
-        order = epoch_order(len(self._samples), self._seed, epoch, self._shuffled)
+        order = self.order(epoch)
         self.waited = 0.0
         done: dict[int, dict[int, NotAnImage]] = {}
         asked = first
@@ -247,7 +275,7 @@ class Loader:
             batch.boxes[place, : len(sample.boxes)] = sample.boxes
             batch.classes[place, : len(sample.classes)] = sample.classes
             return
-        generator = np.random.default_rng([self._seed, epoch, index])
+        generator = np.random.default_rng([self._seed, epoch, index, *self._share.draws])
         decode = functools.partial(self._decoded, index)
         batch.images[place], moved, classes = augmented(sample, self._side, generator, decode)
         batch.boxes[place, : len(moved)] = moved / self._side

@@ -21,6 +21,8 @@ from ssd_algo.evaluation.average_precision import (
 )
 from ssd_algo.inference.predictor import Detections, Predictor
 
+Compared = tuple[Truth, Scored]
+
 _BATCHES_AT_ONCE = 2  # whose predictions are in memory
 
 
@@ -67,20 +69,17 @@ def detect(
     return found
 
 
-def score(samples: Sequence[Sample], detections: Sequence[Future[Detections] | None], iou_threshold: float) -> Score:
-    """Score the detections of every sample; samples without any, as None says, are left out.
+def compare(sample: Sample, found: Detections) -> Compared:
+    """What is in an image and what was detected, in pixels of the upright image."""
+    sides = np.asarray([sample.size or images.upright_size(sample.encoded())] * 2, dtype=np.float64).reshape(4)
+    # Fractions as float32 times the size miss whole pixels by a little, and an area of 32 x 32 is a boundary.
+    corners: Boxes = np.round(sample.boxes * sides, 3).astype(np.float32)
+    return Truth(corners, sample.classes, sample.difficult), Scored(found.boxes * sides, found.scores, found.classes)
 
-    Boxes are compared in pixels of the upright images.
-    """
-    truths, scored = [], []
-    for sample, future in zip(samples, detections, strict=False):
-        if future is not None:
-            found = future.result()
-            sides = np.asarray([sample.size or images.upright_size(sample.encoded())] * 2, dtype=np.float64).reshape(4)
-            # Fractions as float32 times the size miss whole pixels by a little, and an area of 32 x 32 is a boundary.
-            corners: Boxes = np.round(sample.boxes * sides, 3).astype(np.float32)
-            truths.append(Truth(corners, sample.classes, sample.difficult))
-            scored.append(Scored(found.boxes * sides, found.scores, found.classes))
+
+def score(compared: Sequence[Compared], iou_threshold: float) -> Score:
+    """Score the detections of all images."""
+    truths, scored = [each for each, _ in compared], [each for _, each in compared]
     counted = [truth.classes[~truth.difficult] for truth in truths]
     identities, counts = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *counted]), return_counts=True)
     return Score(

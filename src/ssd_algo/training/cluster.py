@@ -1,6 +1,17 @@
-"""The devices of a training, and how their gradients meet."""
+"""The devices of a training, and the KVStore where the gradients of all devices and hosts meet."""
+
+from collections.abc import Sequence
 
 import mxnet as mx
+from mxnet import gluon
+
+from ssd_algo.contract.hyperparameters import Hyperparameters
+from ssd_algo.training import schedule
+from ssd_algo.training.peers import Peers
+
+# Elements up to which a gradient is small: all small ones travel as one, as each array has a message of its own to and
+# from every server. Weights of convolutions are larger, nearly all biases and BatchNorm's parameters are not.
+_SMALL = 16_384
 
 
 def contexts(devices: str, gpus: int) -> list[mx.Context]:
@@ -19,11 +30,132 @@ def contexts(devices: str, gpus: int) -> list[mx.Context]:
     return [mx.cpu(index) for index in range(int(number) if kind == "cpu" and number else 1)]
 
 
-def kvstore_type(devices: list[mx.Context]) -> str:
-    """The KVStore over which the devices of one machine reduce their gradients.
+def is_asynchronous(hyperparameters: Hyperparameters, peers: Peers) -> bool:
+    """Whether hosts do not wait for each other: then the servers update the parameters, and keep the optimizer."""
+    return peers.size > 1 and hyperparameters.kv_store == "dist_async"
 
-    In `local` the CPU reduces, in `device` and `nccl` the GPUs do; NCCL where it is built in and there are several.
+
+def kvstore_type(devices: Sequence[mx.Context], hosts: int = 1) -> str:
+    """The KVStore over which devices and hosts reduce their gradients.
+
+    Within a host the CPU reduces in `local` and `dist_sync`, the GPUs do in `device`, `nccl` and `dist_device_sync`;
+    NCCL where it is built in and there are several.
     """
-    if devices[0].device_type == "cpu":
+    on_cpu = devices[0].device_type == "cpu"
+    if hosts > 1:
+        return "dist_sync" if on_cpu else "dist_device_sync"
+    if on_cpu:
         return "local"
     return "nccl" if len(devices) > 1 and mx.runtime.Features().is_enabled("NCCL") else "device"
+
+
+class GradientSum:
+    """Sums gradients over all devices and hosts.
+
+    Parameters
+    ----------
+    parameters : list of gluon.Parameter
+        On every device.
+    devices : list of mxnet contexts
+    peers : Peers
+    """
+
+    def __init__(self, parameters: Sequence[gluon.Parameter], devices: Sequence[mx.Context], peers: Peers) -> None:
+        self._store: mx.kvstore.KVStore | None = None
+        self._keys: list[str] = []
+        self._values: list[list[mx.nd.NDArray]] = []
+        self._small: list[list[mx.nd.NDArray]] = []  # by device
+        self._together: list[mx.nd.NDArray] = []
+        if len(devices) == peers.size == 1:
+            return
+        self._store = mx.kv.create(kvstore_type(devices, peers.size))
+        gradients = {parameter.name: parameter.list_grad() for parameter in parameters}
+        large = {name: each for name, each in gradients.items() if each[0].size > _SMALL}
+        small = [each for name, each in gradients.items() if name not in large]
+        if small:
+            self._small = [[each[number].reshape(-1) for each in small] for number in range(len(devices))]
+            self._together = [mx.nd.concat(*each, dim=0) for each in self._small]
+            large["small"] = self._together
+        self._keys, self._values = list(large), list(large.values())
+        for key, values in large.items():
+            self._store.init(key, mx.nd.zeros(values[0].shape))
+        mx.nd.waitall()
+        peers.exchange("store", None)
+
+    @property
+    def keys(self) -> int:
+        """Arrays that travel in a step."""
+        return len(self._keys)
+
+    def sum(self) -> None:
+        """Put the sum in place of every gradient; not waited for."""
+        if self._store is None:
+            return
+        for gradients, together in zip(self._small, self._together, strict=True):
+            mx.nd.concat(*gradients, dim=0, out=together)
+        for number, (key, values) in enumerate(zip(self._keys, self._values, strict=True)):
+            self._store.pushpull(key, values, out=values, priority=-number)
+        for gradients, together in zip(self._small, self._together, strict=True):
+            start = 0
+            for gradient in gradients:
+                end = start + gradient.size
+                mx.nd.slice_axis(together, axis=0, begin=start, end=end, out=gradient)
+                start = end
+
+    def close(self) -> None:
+        """Leave the store; waits for all hosts to do so."""
+        self._store = None
+
+
+class ServerUpdates:
+    """Parameters that the servers update as gradients arrive, from whichever host.
+
+    Parameters
+    ----------
+    parameters : list of gluon.Parameter
+        On every device.
+    optimizer : mxnet.optimizer.Optimizer
+        Goes to the servers; its learning rate is a `ServerSchedule`.
+    peers : Peers
+    """
+
+    def __init__(self, parameters: Sequence[gluon.Parameter], optimizer: mx.optimizer.Optimizer, peers: Peers) -> None:
+        self._parameters, self._optimizer, self._peers = parameters, optimizer, peers
+        self._store: mx.kvstore.KVStore | None = mx.kv.create("dist_async")
+        # The servers do not have the parameters, from which the optimizer would learn what is decayed.
+        optimizer.wd_mult = {number: each.wd_mult for number, each in enumerate(parameters)}
+        self.begin(0)
+        for number, parameter in enumerate(parameters):
+            self._store.init(number, parameter.list_data()[0])
+        mx.nd.waitall()
+        peers.exchange("store", None)
+
+    def begin(self, updates: int) -> None:
+        """Have the servers count from this number of updates, those of one host, with a new optimizer."""
+        assert self._store is not None
+        if self._peers.is_chief:
+            self._optimizer.begin_num_update = self._optimizer.num_update = updates * self._peers.size
+            self._store.set_optimizer(self._optimizer)
+        self._peers.exchange("optimizer", None)
+
+    def update(self) -> None:
+        """Hand the gradients over, and take the parameters as they are now; not waited for."""
+        assert self._store is not None
+        for number, parameter in enumerate(self._parameters):
+            self._store.push(number, parameter.list_grad(), priority=-number)
+            self._store.pull(number, out=parameter.list_data(), priority=-number)
+
+    def close(self) -> None:
+        """Leave the store; waits for all hosts to do so."""
+        self._store = None
+
+
+class ServerSchedule:
+    """The learning rate on a server, which counts every host's updates; used as MXNet's LRScheduler."""
+
+    def __init__(self, hyperparameters: Hyperparameters, steps_an_epoch: int, hosts: int) -> None:
+        self.base_lr = hyperparameters.learning_rate
+        self._hyperparameters, self._steps_an_epoch, self._hosts = hyperparameters, steps_an_epoch, hosts
+
+    def __call__(self, num_update: int) -> float:
+        return schedule.learning_rate(self._hyperparameters, (num_update - 1) // self._hosts, self._steps_an_epoch)

@@ -1,6 +1,7 @@
 """Which of the job's channels are read, and as what."""
 
 import difflib
+import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ _IMAGE_TYPES = ("image/jpeg", "image/png", "application/x-image")
 _ANNOTATION_TYPES = (*_IMAGE_TYPES, "application/json")
 _MODEL_TYPE = "application/x-sagemaker-model"
 
+_NAMES = 1000  # of images, by which other data are noticed
+
 _READ = ("train", "validation")
 _LABELLED = ("train", "validation", "train_annotation", "validation_annotation")
 _WITHOUT_USE = ("test", "test_annotation")
@@ -40,6 +43,14 @@ class TrainingData:
     validation: Dataset = field(default_factory=Dataset)
     class_names: dict[int, str] = field(default_factory=dict)
     model: Path | None = None
+
+
+def fingerprint(dataset: Dataset) -> dict[str, int]:
+    """By what images are known again: how many there are, and a checksum of some of their names."""
+    samples = dataset.samples
+    every = max(1, -(-len(samples) // _NAMES))
+    names = [samples[index].name for index in range(0, len(samples), every)]
+    return {"images": len(samples), "names": zlib.crc32("\n".join(names).encode(errors="surrogateescape"))}
 
 
 def rules(hyperparameters: Hyperparameters) -> Rules:

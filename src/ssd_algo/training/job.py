@@ -4,18 +4,22 @@ import contextlib
 import errno
 import functools
 import logging
+import os
 import sys
 import time
 import traceback
 from pathlib import Path
+from typing import NoReturn
 
+from ssd_algo import __version__
 from ssd_algo.contract import gpus, log_lines
 from ssd_algo.contract.container import FAILURE_LIMIT, Channel, Container, available_cpus, set_up_mxnet
 from ssd_algo.contract.hyperparameters import Hyperparameters, final_configuration
-from ssd_algo.data.loader import Loader
+from ssd_algo.data.loader import Loader, Share
 from ssd_algo.errors import AlgorithmError, SsdAlgoError, UserError
 from ssd_algo.model import pretrained
-from ssd_algo.training import checkpoint, data
+from ssd_algo.training import checkpoint, data, parameter_server
+from ssd_algo.training.peers import Lost, Peers, first_difference
 from ssd_algo.training.stopping import STOPPED_BEFORE_FIRST_STEP, Stop
 
 logger = logging.getLogger(__name__)
@@ -38,22 +42,50 @@ def main() -> int:
     print(log_lines.entry_point("train"), flush=True)
     stop = Stop()
     stop.listen()
+    peers = Peers.alone()
     try:
         container.forget_failure()
-        run(container, stop)
+        peers = Peers(container.hosts(), functools.partial(end, container, stop))
+        peers.meet()
+        run(container, stop, peers)
     except SystemExit:
         logger.warning(STOPPED_BEFORE_FIRST_STEP)
+        peers.tell_stop()
+        return _leave(peers, 0)
     except Exception as error:
         stop.defer()  # the failure file comes first
         cause = classify(error)
         details = "".join(traceback.format_exception(error)) if isinstance(cause, AlgorithmError) else ""
-        return fail(container, cause, details)
+        peers.tell_failure(cause)
+        return _leave(peers, fail(container, cause, details))
     finally:
         stop.ignore()
     return 0
 
 
-def run(container: Container, stop: Stop) -> None:
+def _leave(peers: Peers, code: int) -> int:
+    """Among several hosts end at once: MXNet would wait for the others while the interpreter ends."""
+    if peers.size > 1:
+        _exit(code)
+    return code
+
+
+def end(container: Container, stop: Stop, lost: Lost) -> None:
+    """End the process as another host has: with its reason, or, once this host is to stop too, as stopped."""
+    if lost.error is None or stop.requested:
+        logger.warning("%s", lost.sentence)
+        _exit(0)
+    _exit(fail(container, lost.error, ""))
+
+
+def _exit(code: int) -> NoReturn:
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def run(container: Container, stop: Stop, peers: Peers) -> None:
     """Train as the container's configuration says, and leave the best model."""
     started = time.time()
     provided = container.hyperparameters()
@@ -64,7 +96,6 @@ def run(container: Container, stop: Stop) -> None:
     logger.info(log_lines.final_configuration(configuration))
     for warning in hyperparameters.warnings():
         logger.warning(warning)
-    host = only_host(container)
     directory = container.checkpoint_directory()
     if directory is not None and checkpoint.numbered(directory):
         stop.defer()  # there is a model to leave, once the checkpoint is loaded
@@ -74,26 +105,30 @@ def run(container: Container, stop: Stop) -> None:
     training_data = read_data(container, channels, hyperparameters)
     samples = training_data.train.samples
     logger.info("Training on %d images, validating on %d.", len(samples), len(training_data.validation.samples))
+    agree(peers, configuration, training_data, channels)
+    shares = training_share(peers, training_data, hyperparameters, channels), validation_share(peers, channels)
     set_up_mxnet(one_shape=True)
+    devices = device_count(hyperparameters, found)
     try:
         with (
-            training_loader(training_data, hyperparameters) as loader,
-            validation_loader(training_data, hyperparameters, device_count(hyperparameters, found)) as validation,
+            training_loader(training_data, hyperparameters, shares[0]) as loader,
+            validation_loader(training_data, hyperparameters, devices, shares[1]) as validation,
+            parameter_server.running(peers),
         ):
             from ssd_algo.training import loop  # mxnet starts here: the loader's processes have been forked before
 
             job = loop.Job(
-                host=host,
                 hyperparameters=hyperparameters,
                 configuration=configuration,
                 data=training_data,
                 weights=weights,
                 gpus=len(found),
                 model_directory=container.model_directory,
-                packed_model=None if container.on_platform else container.packed_model,
+                packed_model=None if container.on_platform or not peers.is_chief else container.packed_model,
                 checkpoint_directory=directory,
                 write_metrics=functools.partial(container.write_output, "metrics.json"),
                 started=started,
+                peers=peers,
             )
             loop.train(job, loader, validation, stop)
     except Exception as error:
@@ -102,7 +137,60 @@ def run(container: Container, stop: Stop) -> None:
         raise
 
 
-def training_loader(training_data: data.TrainingData, hyperparameters: Hyperparameters) -> Loader:
+def agree(
+    peers: Peers, configuration: dict[str, str], training_data: data.TrainingData, channels: dict[str, Channel]
+) -> None:
+    """See that all hosts are about to train the same.
+
+    Raises
+    ------
+    UserError
+        Naming the first thing in which one differs.
+    """
+    if peers.size == 1:
+        return
+    facts: dict[str, object] = {"version of ssd-algo": __version__, "channels": ", ".join(sorted(channels))}
+    facts |= {f"hyperparameter {name}": value for name, value in configuration.items()}
+    facts |= {f"class {identity}": name for identity, name in training_data.class_names.items()}
+    for name, dataset in (("train", training_data.train), ("validation", training_data.validation)):
+        distribution = "ShardedByS3Key" if channels[name].sharded else "FullyReplicated"
+        facts[f"distribution of channel {name}"] = distribution
+        if not channels[name].sharded:
+            facts |= {f"{each} of channel {name}": value for each, value in data.fingerprint(dataset).items()}
+    sharded = any(channel.sharded for channel in channels.values())
+    difference = first_difference(peers.names, peers.exchange("facts", facts), may_lack="class " if sharded else None)
+    if difference:
+        raise UserError(difference)
+
+
+def training_share(
+    peers: Peers, training_data: data.TrainingData, hyperparameters: Hyperparameters, channels: dict[str, Channel]
+) -> Share:
+    """What this host trains on: its part of the images, or all of its own; with as many steps as every other host.
+
+    Raises
+    ------
+    UserError
+        When there are fewer images than hosts.
+    """
+    if peers.size == 1:
+        return Share()
+    sharded, count = channels["train"].sharded, len(training_data.train.samples)
+    if not sharded and count < peers.size:
+        raise UserError(f"Channel train has {count} images for {peers.size} hosts; use fewer hosts.")
+    most = max(peers.exchange("images", count)) if sharded else -(-count // peers.size)
+    steps = -(-most // hyperparameters.mini_batch_size)
+    if sharded:
+        return Share(steps=steps, draws=(peers.rank,))
+    return Share(first=peers.rank, every=peers.size, steps=steps)
+
+
+def validation_share(peers: Peers, channels: dict[str, Channel]) -> Share:
+    """What this host validates on."""
+    return Share() if channels["validation"].sharded else Share(first=peers.rank, every=peers.size)
+
+
+def training_loader(training_data: data.TrainingData, hyperparameters: Hyperparameters, share: Share) -> Loader:
     """Batches to train on."""
     return Loader(
         training_data.train.samples,
@@ -113,10 +201,13 @@ def training_loader(training_data: data.TrainingData, hyperparameters: Hyperpara
         may_skip=hyperparameters.max_bad_records - training_data.train.skipped,
         augmented=hyperparameters.augmentation,
         cache_bytes=hyperparameters.cache_mb * 10**6,
+        share=share,
     )
 
 
-def validation_loader(training_data: data.TrainingData, hyperparameters: Hyperparameters, devices: int) -> Loader:
+def validation_loader(
+    training_data: data.TrainingData, hyperparameters: Hyperparameters, devices: int, share: Share
+) -> Loader:
     """Batches to score, in order: what one device holds in training, as validation runs on one."""
     return Loader(
         training_data.validation.samples,
@@ -127,6 +218,7 @@ def validation_loader(training_data: data.TrainingData, hyperparameters: Hyperpa
         may_skip=hyperparameters.max_bad_records - training_data.validation.skipped,
         augmented=False,
         shuffled=False,
+        share=share,
     )
 
 
@@ -219,23 +311,6 @@ def read_data(
         logger.error("%s", fault)
     findings.raise_faults()
     return training_data
-
-
-def only_host(container: Container) -> str:
-    """This host's name.
-
-    Raises
-    ------
-    UserError
-        When the job has several hosts.
-    """
-    hosts = container.hosts()
-    if len(hosts.all) > 1:
-        raise UserError(
-            f"The job has {len(hosts.all)} hosts ({', '.join(hosts.all)}), but this version trains on one machine; set "
-            "instance_count to 1 and choose an instance with more GPUs."
-        )
-    return hosts.current
 
 
 def classify(error: Exception) -> SsdAlgoError:

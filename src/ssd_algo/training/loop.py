@@ -1,5 +1,6 @@
 """The loop over epochs: train, validate, keep the best model, tell the log."""
 
+import json
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -10,6 +11,8 @@ from typing import Any
 import mxnet as mx
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.numpy import load as from_bytes
+from safetensors.numpy import save as to_bytes
 
 from ssd_algo import whole_files
 from ssd_algo.contract import log_lines
@@ -19,12 +22,14 @@ from ssd_algo.errors import UserError
 from ssd_algo.inference.predictor import Predictor
 from ssd_algo.model import artifact
 from ssd_algo.model.export import deploy_symbol
+from ssd_algo.model.network import Network
 from ssd_algo.training import cluster, resume, schedule
-from ssd_algo.training.checkpoint import Checkpoints
+from ssd_algo.training.checkpoint import Checkpoint, Checkpoints
 from ssd_algo.training.data import TrainingData
+from ssd_algo.training.peers import Peers
 from ssd_algo.training.starting_point import build_network_to_train, starting_values
 from ssd_algo.training.stopping import STOPPED_BEFORE_FIRST_STEP, Stop, Stopped
-from ssd_algo.training.trainer import EpochResult, Trainer
+from ssd_algo.training.trainer import EpochResult, Trainer, below
 from ssd_algo.training.validation import Validation, finite
 
 logger = logging.getLogger(__name__)
@@ -36,8 +41,6 @@ class Job:
 
     Attributes
     ----------
-    host : str
-        This host's name, for the log.
     hyperparameters : Hyperparameters
     configuration : dict of strings
         What `hyperparams.json` says.
@@ -54,9 +57,10 @@ class Job:
         Leaves metrics.json among the output.
     started : float
         When the job began, seconds since 1970.
+    peers : Peers
+        The chief, alone, writes model, checkpoints and metrics.
     """
 
-    host: str
     hyperparameters: Hyperparameters
     configuration: dict[str, str]
     data: TrainingData
@@ -67,6 +71,12 @@ class Job:
     checkpoint_directory: Path | None
     write_metrics: Callable[[dict[str, Any]], Path]
     started: float
+    peers: Peers
+
+    @property
+    def host(self) -> str:
+        """This host's name, for the log."""
+        return self.peers.host
 
 
 class Saver:
@@ -75,11 +85,12 @@ class Saver:
     Attributes
     ----------
     done : bool
-        Whether it has: a model that is there may be that of a job before.
+        Whether it has: a model that is there may be that of a job before. Hosts that are not the chief have nothing to
+        do.
     """
 
     def __init__(self, job: Job, symbol: mx.sym.Symbol) -> None:
-        self._job, self._symbol, self.done = job, symbol, False
+        self._job, self._symbol, self.done = job, symbol, not job.peers.is_chief
 
     def __call__(self, values: dict[str, NDArray[np.float32]]) -> Path:
         """Save; returns the path of the parameters."""
@@ -126,15 +137,15 @@ def train(job: Job, loader: Loader, validation_loader: Loader, stop: Stop) -> No
 
     save = Saver(job, symbol)
     whole_files.forget_unfinished(job.model_directory)
-    directory = job.checkpoint_directory
-    logger.info(log_lines.NO_CHECKPOINTS if directory is None else f"Checkpoints are kept in {directory}.")
+    directory = job.checkpoint_directory if job.peers.is_chief else None
+    logger.info(_about_checkpoints(job, directory))
     with Checkpoints(directory, hp.checkpoint_minutes) as checkpoints:
-        checkpoint = checkpoints.newest()
+        checkpoint = _same_everywhere(job.peers, checkpoints.newest())
         if checkpoint is None:
-            values = starting_values(network, hp, job.data, job.weights)
+            values = _same_values_everywhere(job, network)
         else:
             values = resume.values(checkpoint, job.configuration)
-        trainer = Trainer(network, values, hp, contexts, loader.steps())
+        trainer = Trainer(network, values, hp, contexts, loader.steps(), job.peers)
         predictors = {
             kind: Predictor(engine, network.anchors, hp.image_shape, hp.nms_threshold, hp.nms_topk)
             for kind, engine in trainer.engines().items()
@@ -142,7 +153,6 @@ def train(job: Job, loader: Loader, validation_loader: Loader, stop: Stop) -> No
         ready = time.time()
         _print_metrics(job, job.started, {"Total Records Seen": 0}, Meta="init_train_data_iter")
         with Validation(
-            job.host,
             hp,
             job.data.class_names,
             job.data.validation,
@@ -151,14 +161,17 @@ def train(job: Job, loader: Loader, validation_loader: Loader, stop: Stop) -> No
             save,
             job.write_metrics,
             stop,
+            job.peers,
         ) as validation:
             run = Run(job, loader, trainer, validation, checkpoints, save, stop)
             try:
                 stop.defer()
                 if checkpoint:
-                    resume.restore(checkpoint, job.configuration, job.data, loader.steps(), trainer, validation)
+                    steps, hosts = loader.steps(), job.peers.size
+                    resume.restore(checkpoint, job.configuration, job.data, steps, hosts, trainer, validation)
                 del checkpoint, values  # as large as all that training needs
-                stop.check()
+                if any(job.peers.exchange("stop", stop.requested)):
+                    raise Stopped
                 _train_epochs(run)
                 validation.finish()
                 _finish(run, ready)
@@ -168,6 +181,46 @@ def train(job: Job, loader: Loader, validation_loader: Loader, stop: Stop) -> No
             checkpoints.finish()
     if job.packed_model is not None and save.done:
         artifact.pack(job.model_directory, job.packed_model)
+    job.peers.leave(trainer.close)
+
+
+def _about_checkpoints(job: Job, directory: Path | None) -> str:
+    if not job.peers.is_chief:
+        return f"Model and checkpoints are kept by {job.peers.names[0]}."
+    if directory is None:
+        return log_lines.NO_CHECKPOINTS
+    asynchronous = cluster.is_asynchronous(job.hyperparameters, job.peers)
+    without = (
+        " They hold nothing of the optimizer, which the servers keep (kv_store dist_async)." if asynchronous else ""
+    )
+    return f"Checkpoints are kept in {directory}.{without}"
+
+
+def _same_everywhere(peers: Peers, checkpoint: Checkpoint | None) -> Checkpoint | None:
+    """The chief's checkpoint at every host; without the best model, of which the chief takes care."""
+    if peers.size == 1:
+        return checkpoint
+    body = b""
+    if checkpoint is not None:
+        arrays = {name: each for name, each in checkpoint.arrays.items() if not name.startswith("best/")}
+        state = np.frombuffer(json.dumps(checkpoint.state).encode(), dtype=np.uint8)
+        body = to_bytes({"arrays/" + name: each for name, each in arrays.items()} | {"state": state})
+    body = peers.share("checkpoint", body)
+    if peers.is_chief or not body:
+        return checkpoint
+    arrays = from_bytes(body)
+    state = json.loads(arrays.pop("state").tobytes())
+    return Checkpoint(state, below("arrays", arrays))
+
+
+def _same_values_everywhere(job: Job, network: Network) -> dict[str, NDArray[np.float32]]:
+    """The chief's values to start from at every host."""
+    values = {}
+    if job.peers.is_chief:
+        values = starting_values(network, job.hyperparameters, job.data, job.weights)
+    if job.peers.size == 1:
+        return values
+    return from_bytes(job.peers.share("values", to_bytes(values) if values else b""))
 
 
 def _devices(job: Job) -> list[mx.Context]:
@@ -197,10 +250,17 @@ def _train_epochs(run: Run) -> None:
         _print_metrics(job, begun, seen, epoch=epoch, Meta="training_data_iter")
         # Only who may stop waits for the score; others train on meanwhile.
         more = epoch + 1 < hp.epochs
-        if more and turn and hp.early_stopping and schedule.should_stop(hp, run.validation.wait()):
+        if more and turn and hp.early_stopping and _no_improvement(run):
             patience = hp.early_stopping_patience
             logger.info("Early stopping: no improvement of the validation mAP for %d epochs.", patience)
             break
+
+
+def _no_improvement(run: Run) -> bool:
+    """Whether the chief, which has the scores, stops early."""
+    peers, hp = run.job.peers, run.job.hyperparameters
+    found = peers.is_chief and schedule.should_stop(hp, run.validation.wait())
+    return bool(peers.exchange("early stopping", found)[0])
 
 
 def _train_epoch(run: Run, epoch: int) -> EpochResult:
@@ -213,7 +273,7 @@ def _train_epoch(run: Run, epoch: int) -> EpochResult:
     Stopped
         When the job is to stop; after a checkpoint.
     """
-    trainer, checkpoints, stop = run.trainer, run.checkpoints, run.stop
+    trainer, checkpoints, stop, peers = run.trainer, run.checkpoints, run.stop, run.job.peers
     without_model = not artifact.is_there(run.job.model_directory)
 
     def due() -> bool:
@@ -223,8 +283,13 @@ def _train_epoch(run: Run, epoch: int) -> EpochResult:
     def unsaved() -> bool:
         return without_model and not run.save.done
 
-    def pause() -> bool:
+    def wanted() -> bool:
         return stop.requested or unsaved() or due()
+
+    together = Together(peers, run.loader.steps())
+
+    def pause() -> bool:
+        return wanted() if peers.size == 1 else together.pause(trainer, wanted(), stop)
 
     batches = run.loader.epoch(epoch, trainer.so_far.batches)
     while True:
@@ -235,15 +300,38 @@ def _train_epoch(run: Run, epoch: int) -> EpochResult:
             path = run.save(finite(trainer.values(), epoch, trainer.learning_rate))
             logger.info("The weights after the first step are in %s until the first validation.", path)
         if due():
-            checkpoints.keep(resume.snapshot(run.job.configuration, run.job.data, trainer, run.validation))
+            steps, configuration = run.loader.steps(), run.job.configuration
+            checkpoints.keep(resume.snapshot(configuration, run.job.data, steps, peers.size, trainer, run.validation))
         stop.check()
+
+
+class Together:
+    """Several hosts pause after the same step, and stop together: a step that one does not take, the others wait for.
+
+    They ask each other about as often as losses are read, so that no step waits for it.
+    """
+
+    def __init__(self, peers: Peers, steps: int) -> None:
+        self._peers, self._steps, self._next = peers, steps, 0
+
+    def pause(self, trainer: Trainer, wanted: bool, stop: Stop) -> bool:
+        """Whether to pause after the step that has just been taken; `stop` learns that another host is to stop."""
+        step = trainer.so_far.batches
+        if step < self._next and step < self._steps:
+            return False
+        answers = self._peers.exchange("pause", [wanted, stop.requested, trainer.read_every])
+        self._next = step + max(1, min(every for _, _, every in answers))
+        stop.requested = any(stopped for _, stopped, _ in answers)
+        return any(wants for wants, _, _ in answers)
 
 
 def _leave_model(run: Run) -> None:
     """Of a job that is stopped: the best model so far, else the weights as they are."""
     so_far, best = run.trainer.so_far, run.validation.best()
     where = f"Stopped by SIGTERM in epoch {so_far.epoch} after batch {so_far.batches}"
-    if best is not None:
+    if not run.job.peers.is_chief:
+        logger.warning("%s; the model is with %s.", where, run.job.peers.names[0])
+    elif best is not None:
         logger.warning("%s; the model is the best so far: validation mAP %.4f at epoch %d.", where, *best)
     elif so_far.epoch == so_far.batches == 0:
         logger.warning(STOPPED_BEFORE_FIRST_STEP)
@@ -257,7 +345,9 @@ def _finish(run: Run, ready: float) -> None:
     logger.info(log_lines.NO_TEST_DATA)
     milliseconds = {"setuptime": (ready - job.started) * 1000, "totaltime": (time.time() - job.started) * 1000}
     _print_metrics(job, job.started, {"epochs": done} | milliseconds)
-    if best is None:  # a checkpoint had all the epochs, but no validation
+    if not run.job.peers.is_chief:
+        logger.info("Training finished: the model is with %s.", run.job.peers.names[0])
+    elif best is None:  # a checkpoint had all the epochs, but no validation
         run.save(finite(run.trainer.values(), done, run.trainer.learning_rate))
     else:
         logger.info(log_lines.finished(*best))

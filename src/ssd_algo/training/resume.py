@@ -1,7 +1,6 @@
 """A whole training as a checkpoint and back, and what may differ between the jobs at both ends."""
 
 import logging
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from ssd_algo import __version__
 from ssd_algo.errors import UserError
 from ssd_algo.training.checkpoint import Checkpoint
-from ssd_algo.training.data import TrainingData
+from ssd_algo.training.data import TrainingData, fingerprint
 from ssd_algo.training.trainer import Trainer, below
 from ssd_algo.training.validation import Validation
 
@@ -32,17 +31,22 @@ _WITHOUT_EFFECT = (
     "use_pretrained_model",
 )
 
-_NAMES = 1000  # of samples, by which other data are noticed
-
 
 def snapshot(
-    configuration: Mapping[str, str], data: TrainingData, trainer: Trainer, validation: Validation
+    configuration: Mapping[str, str],
+    data: TrainingData,
+    steps_an_epoch: int,
+    hosts: int,
+    trainer: Trainer,
+    validation: Validation,
 ) -> Checkpoint:
     """The training between two steps; waits for scores that are being made.
 
     Parameters
     ----------
     configuration : dict of strings, as `hyperparams.json`
+    hosts : int
+        That train together.
     """
     trainer_state, arrays = trainer.snapshot()
     validation_state, best = validation.snapshot()
@@ -50,6 +54,8 @@ def snapshot(
         "version": __version__,
         "hyperparameters": dict(configuration),
         "data": _described(data),
+        "steps_an_epoch": steps_an_epoch,
+        "hosts": hosts,
         "trainer": trainer_state,
         "validation": validation_state,
     }
@@ -58,10 +64,7 @@ def snapshot(
 
 def _described(data: TrainingData) -> dict[str, Any]:
     """By what the data are known again: number and some of the names of the training images, the classes."""
-    samples = data.train.samples
-    names = [samples[index].name for index in range(0, len(samples), -(-len(samples) // _NAMES))]
-    checksum = zlib.crc32("\n".join(names).encode(errors="surrogateescape"))
-    return {"images": len(samples), "names": checksum, "classes": {str(k): v for k, v in data.class_names.items()}}
+    return fingerprint(data.train) | {"classes": {str(k): v for k, v in data.class_names.items()}}
 
 
 def values(checkpoint: Checkpoint, configuration: Mapping[str, str]) -> dict[str, NDArray[np.float32]]:
@@ -87,6 +90,7 @@ def restore(
     configuration: Mapping[str, str],
     data: TrainingData,
     steps_an_epoch: int,
+    hosts: int,
     trainer: Trainer,
     validation: Validation,
 ) -> None:
@@ -112,10 +116,12 @@ def restore(
     if "optimizer" in changed:
         arrays = {name: each for name, each in arrays.items() if not name.startswith("optimizer/")}
     other_images = any(ours[name] != theirs[name] for name in ("images", "names"))
-    if other_images or any(name in _BATCHES for name in changed):
+    steps_before = checkpoint.state["steps_an_epoch"]
+    other_batches = any(name in _BATCHES for name in changed) or steps_an_epoch != steps_before
+    if other_images or other_batches or hosts != checkpoint.state["hosts"]:
         what = "images" if other_images else "batches"
         logger.warning("The %s are others than the checkpoint's: training goes on at the start of an epoch.", what)
-        state = _at_epoch(state, theirs["images"], int(before["mini_batch_size"]), steps_an_epoch)
+        state = _at_epoch(state, steps_before, steps_an_epoch)
     trainer.restore(state, arrays)
     validation.restore(checkpoint.state["validation"], arrays)
     so_far = trainer.so_far
@@ -126,9 +132,9 @@ def _matters(name: str) -> bool:
     return not name.startswith("_") and name not in _WITHOUT_EFFECT
 
 
-def _at_epoch(state: dict[str, Any], images: int, batch_size: int, steps_an_epoch: int) -> dict[str, Any]:
+def _at_epoch(state: dict[str, Any], steps_before: int, steps_an_epoch: int) -> dict[str, Any]:
     """The trainer's state for other batches than the checkpoint's: an epoch that had not ended begins anew."""
     so_far = state["so_far"]
-    if so_far["batches"] * batch_size >= images:
+    if so_far["batches"] >= steps_before:
         return {"updates": (so_far["epoch"] + 1) * steps_an_epoch, "so_far": so_far | {"batches": steps_an_epoch}}
     return {"updates": so_far["epoch"] * steps_an_epoch, "so_far": {"epoch": so_far["epoch"]}}

@@ -19,7 +19,8 @@ from ssd_algo.errors import UserError
 from ssd_algo.inference.engines import MXNetEngine
 from ssd_algo.model.network import CONSTANTS, Network, set_parameters
 from ssd_algo.model.targets import INPUTS, training_symbol
-from ssd_algo.training.cluster import kvstore_type
+from ssd_algo.training.cluster import GradientSum, ServerSchedule, ServerUpdates, is_asynchronous
+from ssd_algo.training.peers import Peers
 from ssd_algo.training.recipe import RECIPES
 from ssd_algo.training.schedule import AVERAGE_EVERY, averaging_rate, learning_rate
 
@@ -32,7 +33,7 @@ _LOG_EVERY = 100  # batches
 
 @dataclass(frozen=True)
 class EpochResult:
-    """Means of an epoch's losses over all chosen anchors, and its size."""
+    """Means of an epoch's losses over all chosen anchors of all hosts, and its size on this one."""
 
     cross_entropy: float
     smooth_l1: float
@@ -60,10 +61,9 @@ class EpochSoFar:
     seconds: float = 0.0
     sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
 
-    def result(self) -> EpochResult:
-        """The epoch, now that it has ended."""
-        chosen = max(self.sums[2], 1)
-        means = (self.sums[0] / chosen, self.sums[1] / chosen)
+    def result(self, sums: Sequence[float]) -> EpochResult:
+        """The epoch, now that it has ended; with the sums of all hosts."""
+        means = (sums[0] / max(sums[2], 1), sums[1] / max(sums[2], 1))
         return EpochResult(*means, self.batches, self.examples, self.seconds)
 
 
@@ -80,9 +80,13 @@ class Trainer:
         Each batch is split over them; gradients meet in the KVStore.
     steps_an_epoch : int
         What the schedule counts with.
+    peers : Peers
+        Hosts that train the same network, each on its own batches.
 
     Attributes
     ----------
+    read_every : int
+        Steps from one reading of the losses, for which the devices are waited for, to the next; 0 at first.
     so_far : EpochSoFar
         The epoch that is trained now or next.
     """
@@ -94,7 +98,9 @@ class Trainer:
         hyperparameters: Hyperparameters,
         devices: list[mx.Context],
         steps_an_epoch: int,
+        peers: Peers,
     ) -> None:
+        self._peers = peers
         self._network, self._hyperparameters, self._devices = network, hyperparameters, devices
         self._recipe, self._steps_an_epoch = RECIPES[hyperparameters.recipe], steps_an_epoch
         frozen = frozen_parameters(hyperparameters.freeze_layer_pattern, network)
@@ -121,20 +127,19 @@ class Trainer:
                 f'freeze_layer_pattern "{hyperparameters.freeze_layer_pattern}" matches every parameter, so that none '
                 "is left to train; narrow it."
             )
-        self._optimizer = gluon.Trainer(
-            self._trained,
-            hyperparameters.optimizer,
-            _optimizer_settings(hyperparameters),
-            kvstore=kvstore_type(devices),  # dist_* is between machines, and there is one
-            update_on_kvstore=False,
-        )
-        # The store has one key for a parameter and its gradient, and the first broadcast is asynchronous: a gradient
-        # that overtakes it would become the parameter.
-        self._optimizer._init_kvstore()
-        self._optimizer._init_params()
-        mx.nd.waitall()
+        settings = _optimizer_settings(hyperparameters)
+        self._optimizer = gluon.Trainer(self._trained, hyperparameters.optimizer, settings, kvstore=None)
+        self._sum: GradientSum | None = None
+        self._servers: ServerUpdates | None = None
+        if is_asynchronous(hyperparameters, peers):
+            settings["rescale_grad"] = 1 / hyperparameters.mini_batch_size
+            rates = ServerSchedule(hyperparameters, steps_an_epoch, peers.size)
+            optimizer = mx.optimizer.create(hyperparameters.optimizer, lr_scheduler=rates, **settings)
+            self._servers = ServerUpdates(self._trained, optimizer, peers)
+        else:
+            self._sum = GradientSum(self._trained, devices, peers)
         self._updates = 0
-        self._read_every = 0  # until the first step has shown how long one takes
+        self.read_every = 0  # until the first step has shown how long one takes
         self.so_far = EpochSoFar()
         self._average = None
         if self._recipe.average is not None:
@@ -153,7 +158,8 @@ class Trainer:
     def values(self, kind: str = "last") -> dict[str, NDArray[np.float32]]:
         """Parameters, BatchNorm's statistics and the constants, by name; of one of the kinds that `engines` has.
 
-        The statistics are the means over the devices, each of which has those of its share of the images.
+        The statistics are the means over the devices, each of which has those of its share of the images; over all
+        hosts' devices after `train_epoch`.
         """
         values = self._values_of_first_device() | {name: self._mean_statistic(name) for name in self._statistics()}
         return values if kind == "last" or self._average is None else values | self._average.engine.values()
@@ -178,14 +184,22 @@ class Trainer:
         so_far, before, start = self.so_far, self.so_far.seconds, time.time()
         paused = self._train(batches, pause)
         mx.nd.waitall()  # the last update belongs to the epoch
-        if not paused:
+        if not paused or self._peers.size > 1:
             self._share_statistics()
         so_far.seconds = before + time.time() - start
         if paused:
             return None
         logger.info(log_lines.batches_done(epoch, so_far.batches, so_far.examples, so_far.seconds))
         self.so_far = EpochSoFar(epoch + 1)
-        return so_far.result()
+        sums = np.sum(self._peers.exchange("losses", so_far.sums), axis=0)
+        return so_far.result(sums.tolist())
+
+    def close(self) -> None:
+        """Leave what the hosts share; waits for all of them."""
+        mx.nd.waitall()
+        for each in (self._sum, self._servers):
+            if each is not None:
+                each.close()
 
     def _train(self, batches: Iterable[Batch], pause: Callable[[], bool]) -> bool:
         """Steps until the batches end or a pause; returns whether there was one."""
@@ -195,12 +209,12 @@ class Trainer:
             so_far.batches += 1
             unread.append((so_far.batches, self._step(batch)))
             so_far.examples += int(batch.weights.sum())
-            if len(unread) > self._read_every:
-                late = unread[-1:] if self._read_every else []
+            if len(unread) > self.read_every:
+                late = unread[-1:] if self.read_every else []
                 self._read(unread[: len(unread) - len(late)])
                 now = time.perf_counter()
                 seconds_a_step = (now - read_at) / (len(unread) - len(late))
-                self._read_every = int(min(_READ_EVERY, _QUEUED_SECONDS / seconds_a_step))
+                self.read_every = int(min(_READ_EVERY, _QUEUED_SECONDS / seconds_a_step))
                 unread, read_at = late, now
             if so_far.batches % _LOG_EVERY == 0:
                 seconds = so_far.seconds + time.time() - start
@@ -215,15 +229,16 @@ class Trainer:
         """All that a later training needs to go on from here, between two steps: for JSON, and copies of arrays.
 
         The arrays are named `parameters/NAME`, `statistics/DEVICE/NAME` (BatchNorm's on the other devices),
-        `optimizer/NAME/NUMBER` and `average/NAME`.
+        `optimizer/NAME/NUMBER`, unless servers have it, and `average/NAME`.
         """
         arrays = {f"parameters/{name}": value for name, value in self._values_of_first_device().items()}
         for number, device in list(enumerate(self._devices))[1:]:
             for name in self._statistics():
                 arrays[f"statistics/{number}/{name}"] = self._parameters[name].data(device).asnumpy()
-        for parameter, states in zip(self._trained, self._optimizer_states(0), strict=True):
-            for number, state in enumerate(states):
-                arrays[f"optimizer/{parameter.name}/{number}"] = state.asnumpy()
+        if self._servers is None:
+            for parameter, states in zip(self._trained, self._optimizer_states(0), strict=True):
+                for number, state in enumerate(states):
+                    arrays[f"optimizer/{parameter.name}/{number}"] = state.asnumpy()
         if self._average is not None:
             arrays |= {f"average/{name}": value for name, value in self._average.engine.values().items()}
         return {"updates": self._updates, "so_far": asdict(self.so_far)}, arrays
@@ -243,6 +258,8 @@ class Trainer:
         optimizer.begin_num_update = optimizer.num_update = self._updates
         last = max(0, self._updates - 1)
         optimizer.set_learning_rate(learning_rate(self._hyperparameters, last, self._steps_an_epoch))
+        if self._servers is not None:
+            self._servers.begin(self._updates)
         for number in range(len(self._devices)):
             for parameter, states in zip(self._trained, self._optimizer_states(number), strict=True):
                 names = [f"optimizer/{parameter.name}/{each}" for each in range(len(states))]
@@ -262,10 +279,14 @@ class Trainer:
         return np.mean(shares, axis=0) if len(shares) > 1 else shares[0]
 
     def _share_statistics(self) -> None:
-        """At an epoch's end, when nothing runs, every device goes on with the means over all; so does the average."""
-        if len(self._devices) > 1:
-            for name in self._statistics():
-                self._parameters[name].set_data(mx.nd.array(self._mean_statistic(name)))
+        """When nothing runs, every device goes on with the means over all, of all hosts; so does the average."""
+        names = self._statistics()
+        if len(self._devices) * self._peers.size > 1 and names:
+            means = [self._mean_statistic(name) for name in names]
+            together = self._peers.mean("statistics", np.concatenate([each.ravel() for each in means]))
+            parts = np.split(together, np.cumsum([each.size for each in means])[:-1])
+            for name, mean, part in zip(names, means, parts, strict=True):
+                self._parameters[name].set_data(mx.nd.array(part.reshape(mean.shape)))
             mx.nd.waitall()
         if self._average is not None:
             self._average.copy_statistics()
@@ -298,20 +319,29 @@ class Trainer:
         return [parts for _, parts in outputs]
 
     def _update(self, batch_size: int) -> None:
-        """Change the parameters by the gradients, which are sums over the batch."""
+        """Change the parameters by the gradients, which are sums over the batch, and all hosts' batches."""
         hp = self._hyperparameters
         self._set_learning_rate(learning_rate(hp, self._updates, self._steps_an_epoch))
-        self._optimizer.allreduce_grads()
-        if self._recipe.clipped_norm is not None:
-            for device in self._devices:
-                gradients = [parameter.grad(device) for parameter in self._trained]
-                # check_isfinite reads a scalar; a gradient that is not finite shows in the loss one step later
-                gluon.utils.clip_global_norm(gradients, self._recipe.clipped_norm * batch_size, check_isfinite=False)
-        self._optimizer.update(batch_size)
+        if self._servers is not None:
+            self._clip(batch_size / len(self._devices))  # before devices' gradients are summed: each has its share
+            self._servers.update()
+        else:
+            assert self._sum is not None
+            self._sum.sum()
+            self._clip(batch_size * self._peers.size)
+            self._optimizer.update(batch_size * self._peers.size)
         if self._average is not None and self._updates % AVERAGE_EVERY == 0:
             rate = averaging_rate(hp, self._updates, hp.epochs * self._steps_an_epoch)
             self._average.follow(rate)
         self._updates += 1
+
+    def _clip(self, images: float) -> None:
+        """As the recipe says; gradients are sums over so many images."""
+        if self._recipe.clipped_norm is not None:
+            for device in self._devices:
+                gradients = [parameter.grad(device) for parameter in self._trained]
+                # check_isfinite reads a scalar; a gradient that is not finite shows in the loss one step later
+                gluon.utils.clip_global_norm(gradients, self._recipe.clipped_norm * images, check_isfinite=False)
 
     def _split(self, array: NDArray[np.generic]) -> list[mx.nd.NDArray]:
         whole = mx.nd.array(array, dtype=array.dtype)

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,14 +10,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.numpy import load, save
 
 from ssd_algo.contract import log_lines
 from ssd_algo.contract.container import available_cpus
 from ssd_algo.contract.hyperparameters import Hyperparameters
 from ssd_algo.data.labels import Dataset
 from ssd_algo.data.loader import Batch, Loader
-from ssd_algo.evaluation.evaluate import Score, detect, score
+from ssd_algo.evaluation.average_precision import Scored, Truth
+from ssd_algo.evaluation.evaluate import Compared, Score, compare, detect, score
 from ssd_algo.inference.predictor import Detections, Predictor
+from ssd_algo.training.peers import Peers
 from ssd_algo.training.stopping import Stop
 from ssd_algo.training.trainer import EpochResult, Trainer, below, diverged
 
@@ -41,13 +44,13 @@ class Candidate:
 class Validation:
     """Scores the network after an epoch and keeps the best model.
 
+    Several hosts have a share of the images each; the chief, alone, scores what all detected, and keeps the model.
+
     Parameters
     ----------
-    host : str
-        For the log.
     dataset : Dataset
     loader : Loader
-        Of the data set, in its order, not augmented.
+        Of the data set, or this host's share of it, in its order, not augmented.
     predictors : dict
         For each kind of weights that the trainer has.
     save : callable
@@ -55,11 +58,11 @@ class Validation:
     write_metrics : callable
         Takes the whole of metrics.json.
     stop : Stop
+    peers : Peers
     """
 
     def __init__(
         self,
-        host: str,
         hyperparameters: Hyperparameters,
         class_names: dict[int, str],
         dataset: Dataset,
@@ -68,10 +71,11 @@ class Validation:
         save: Callable[[dict[str, NDArray[np.float32]]], Path],
         write_metrics: Callable[[dict[str, Any]], Path],
         stop: Stop,
+        peers: Peers,
     ) -> None:
-        self._host, self._hyperparameters, self._names = host, hyperparameters, class_names
+        self._hyperparameters, self._names = hyperparameters, class_names
         self._dataset, self._loader, self._predictors = dataset, loader, predictors
-        self._save, self._write_metrics, self._stop = save, write_metrics, stop
+        self._save, self._write_metrics, self._stop, self._peers = save, write_metrics, stop, peers
         self._threads = ThreadPoolExecutor(available_cpus(), thread_name_prefix="detections")
         # One thread, so that epochs are closed one after the other and nothing below needs a lock.
         self._scoring = ThreadPoolExecutor(1, thread_name_prefix="scoring")
@@ -119,7 +123,8 @@ class Validation:
 
     def _batches(self) -> Iterator[Batch]:
         for batch in self._loader.epoch(0):
-            self._stop.check()
+            if self._peers.size == 1:  # several stop together, between two steps
+                self._stop.check()
             yield batch
 
     def finish(self) -> list[float]:
@@ -146,7 +151,12 @@ class Validation:
         return state, {f"best/{name}": value for name, value in self._best_values.items()}
 
     def restore(self, state: dict[str, Any], arrays: dict[str, NDArray[np.float32]]) -> None:
-        """Go on from a snapshot; its best model is saved at once, as the folder for models may be a new one."""
+        """Go on from a snapshot; its best model is saved at once, as the folder for models may be a new one.
+
+        The chief alone does.
+        """
+        if not self._peers.is_chief:
+            return
         self._scores, self._epochs, self._best = state["scores"], state["epochs"], state["best"]
         self._tell()
         best = below("best", arrays)
@@ -155,12 +165,12 @@ class Validation:
             logger.info(log_lines.saved(str(self._save(best))))
 
     def _close(self, epoch: int, entry: dict[str, Any], candidates: dict[str, Candidate]) -> None:
+        compared = {kind: self._compared(f"{kind} {epoch}", each.detections) for kind, each in candidates.items()}
+        if not self._peers.is_chief:
+            return
         if candidates:
             threshold = self._hyperparameters.overlap_threshold
-            scores = {
-                kind: score(self._dataset.samples, candidate.detections, threshold)
-                for kind, candidate in candidates.items()
-            }
+            scores = {kind: score(each, threshold) for kind, each in compared.items()}
             kind = max(scores, key=lambda each: scores[each].mean)
             self._log(epoch, scores, kind)
             if self._best is None or scores[kind].mean > self._best["mAP"]:
@@ -174,6 +184,21 @@ class Validation:
         self._epochs.append(entry)
         self._tell()
 
+    def _compared(self, tag: str, detections: Sequence[Future[Detections] | None]) -> list[Compared]:
+        """All images of all hosts in the order of one host; images without detections, as None says, are left out."""
+        order = self._loader.order(0)
+        own = {
+            int(number): compare(self._dataset.samples[number], future.result())
+            for number, future in zip(order, detections, strict=False)
+            if future is not None
+        }
+        if self._peers.size == 1:
+            return list(own.values())
+        hosts = [unpacked(each) for each in self._peers.gather(tag, packed(own))]
+        # Stable: where numbers are those of each host's own images, hosts follow each other by rank.
+        numbered = [item for each in hosts for item in each.items()]
+        return [each for _, each in sorted(numbered, key=lambda item: item[0])]
+
     def _tell(self) -> None:
         """Write metrics.json."""
         try:
@@ -183,7 +208,7 @@ class Validation:
 
     def _log(self, epoch: int, scores: dict[str, Score], kind: str) -> None:
         chosen = scores[kind]
-        logger.info(log_lines.validation_map(self._host, epoch, chosen.mean))
+        logger.info(log_lines.validation_map(self._peers.host, epoch, chosen.mean))
         if len(scores) > 1:
             by_kind = ", ".join(f"{each} {scores[each].mean:.4f}" for each in scores)
             logger.info("mAP of the weights of the last step and of their moving average: %s", by_kind)
@@ -213,6 +238,38 @@ class Validation:
                 for identity, each in chosen.voc.items()
             },
         }
+
+
+def packed(compared: Mapping[int, Compared]) -> bytes:
+    """Numbered images as bytes, in the format of safetensors."""
+    truths, scored = [each for each, _ in compared.values()], [each for _, each in compared.values()]
+    lists: dict[str, list[NDArray[Any]]] = {
+        "numbers": [np.asarray(list(compared), dtype=np.int64)],
+        "objects": [np.asarray([len(each.classes) for each in truths], dtype=np.int64)],
+        "detections": [np.asarray([len(each.classes) for each in scored], dtype=np.int64)],
+        "boxes": [each.boxes.astype(np.float32).reshape(-1, 4) for each in truths],
+        "classes": [each.classes.astype(np.int64) for each in truths],
+        "difficult": [each.difficult.astype(np.uint8) for each in truths],
+        "found_boxes": [each.boxes.astype(np.float64).reshape(-1, 4) for each in scored],
+        "found_scores": [each.scores.astype(np.float32) for each in scored],
+        "found_classes": [each.classes.astype(np.int64) for each in scored],
+    }
+    return save({name: np.concatenate(each) if each else np.zeros(0) for name, each in lists.items()})
+
+
+def unpacked(body: bytes) -> dict[int, Compared]:
+    """Numbered images from what `packed` made."""
+    arrays = load(body)
+    numbers = arrays["numbers"].tolist()
+    objects, detections = np.cumsum(arrays["objects"])[:-1], np.cumsum(arrays["detections"])[:-1]
+    if not numbers:
+        return {}
+    boxes, classes, difficult = (np.split(arrays[name], objects) for name in ("boxes", "classes", "difficult"))
+    found = [np.split(arrays[f"found_{name}"], detections) for name in ("boxes", "scores", "classes")]
+    truths = [Truth(*each[:2], each[2].astype(np.bool_)) for each in zip(boxes, classes, difficult, strict=True)]
+    return dict(
+        zip(numbers, zip(truths, (Scored(*each) for each in zip(*found, strict=True)), strict=True), strict=True)
+    )
 
 
 def finite(values: dict[str, NDArray[np.float32]], epoch: int, rate: float) -> dict[str, NDArray[np.float32]]:
