@@ -6,7 +6,6 @@ import mxnet as mx
 from mxnet import gluon
 
 from ssd_algo.contract.hyperparameters import Hyperparameters
-from ssd_algo.training import schedule
 from ssd_algo.training.peers import Peers
 
 # Elements up to which a gradient is small: all small ones travel as one, as each array has a message of its own to and
@@ -148,14 +147,3 @@ class ServerUpdates:
     def close(self) -> None:
         """Leave the store; waits for all hosts to do so."""
         self._store = None
-
-
-class ServerSchedule:
-    """The learning rate on a server, which counts every host's updates; used as MXNet's LRScheduler."""
-
-    def __init__(self, hyperparameters: Hyperparameters, steps_an_epoch: int, hosts: int) -> None:
-        self.base_lr = hyperparameters.learning_rate
-        self._hyperparameters, self._steps_an_epoch, self._hosts = hyperparameters, steps_an_epoch, hosts
-
-    def __call__(self, num_update: int) -> float:
-        return schedule.learning_rate(self._hyperparameters, (num_update - 1) // self._hosts, self._steps_an_epoch)

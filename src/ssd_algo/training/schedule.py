@@ -64,3 +64,17 @@ def should_stop(hyperparameters: Hyperparameters, scores: Sequence[float]) -> bo
         else:
             waited += every
     return waited >= hyperparameters.early_stopping_patience
+
+
+class ServerSchedule:
+    """The learning rate on a server, which counts every host's updates; used as MXNet's LRScheduler.
+
+    Servers read it while they import mxnet, so that nothing here may.
+    """
+
+    def __init__(self, hyperparameters: Hyperparameters, steps_an_epoch: int, hosts: int) -> None:
+        self.base_lr = hyperparameters.learning_rate
+        self._hyperparameters, self._steps_an_epoch, self._hosts = hyperparameters, steps_an_epoch, hosts
+
+    def __call__(self, num_update: int) -> float:
+        return learning_rate(self._hyperparameters, (num_update - 1) // self._hosts, self._steps_an_epoch)

@@ -19,10 +19,10 @@ from ssd_algo.errors import UserError
 from ssd_algo.inference.engines import MXNetEngine
 from ssd_algo.model.network import CONSTANTS, Network, set_parameters
 from ssd_algo.model.targets import INPUTS, training_symbol
-from ssd_algo.training.cluster import GradientSum, ServerSchedule, ServerUpdates, is_asynchronous
+from ssd_algo.training.cluster import GradientSum, ServerUpdates, is_asynchronous
 from ssd_algo.training.peers import Peers
 from ssd_algo.training.recipe import RECIPES
-from ssd_algo.training.schedule import AVERAGE_EVERY, averaging_rate, learning_rate
+from ssd_algo.training.schedule import AVERAGE_EVERY, ServerSchedule, averaging_rate, learning_rate
 
 logger = logging.getLogger(__name__)
 
