@@ -48,13 +48,14 @@ def make_trainer(base_network: str) -> Any:
     import mxnet as mx
 
     from ssd_algo.model.network import build_network, constants, initial_parameters
+    from ssd_algo.training.peers import Peers
     from ssd_algo.training.trainer import Trainer
 
     given = {"num_classes": CLASSES, "num_training_samples": 1, "base_network": base_network, "mini_batch_size": BATCH}
     hp = Hyperparameters.parse({name: str(value) for name, value in given.items()})
     network = build_network(base_network, SIDE, CLASSES)
     values = initial_parameters(network, SIDE, np.random.default_rng(0)) | constants(network)
-    trainer = Trainer(network, values, hp, [mx.cpu()], steps_an_epoch=1000)
+    trainer = Trainer(network, values, hp, [mx.cpu()], 1000, Peers.alone())
     trainer.train_epoch(0, [batch()])
     return trainer
 

@@ -96,11 +96,12 @@ def ours(samples: list[Sample]) -> dict[str, float]:
         import mxnet as mx
 
         from ssd_algo.model.network import build_network, constants, initial_parameters
+        from ssd_algo.training.peers import Peers
         from ssd_algo.training.trainer import Trainer
 
         network = build_network(hp.base_network, SIDE, CLASSES)
         values = initial_parameters(network, SIDE, np.random.default_rng(0)) | constants(network)
-        trainer = Trainer(network, values, hp, [mx.cpu()], steps_an_epoch=1000)
+        trainer = Trainer(network, values, hp, [mx.cpu()], 1000, Peers.alone())
         epochs = (batch for epoch in range(1000) for batch in loader.epoch(epoch))
         batch: list[Batch] = []
 

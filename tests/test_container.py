@@ -36,6 +36,8 @@ def test_hosts(tmp_path: Path) -> None:
     assert Container(tmp_path).hosts() == Hosts("algo-1", ("algo-1",))
     write_config(tmp_path, "resourceconfig", {"current_host": "algo-2", "hosts": ["algo-2", "algo-1"]})
     assert Container(tmp_path).hosts() == Hosts("algo-2", ("algo-1", "algo-2"))
+    write_config(tmp_path, "resourceconfig", {"current_host": "a", "hosts": ["a"], "network_interface_name": "eth0"})
+    assert Container(tmp_path).hosts() == Hosts("a", ("a",), "eth0")
 
 
 def test_hyperparameters_written_as_json_values_become_the_platforms_strings(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SMALL, Run, assert_refused, train, write_config
+from conftest import SMALL, Run, assert_refused, train
 
 from ssd_algo import demo
 from ssd_algo.errors import AlgorithmError, UserError
@@ -17,15 +17,6 @@ def test_an_earlier_failure_is_forgotten(base: Path) -> None:
     (base / "output" / "failure").write_text("ClientError: of an earlier run")
     assert train(base, SMALL).code == 0
     assert not (base / "output" / "failure").exists()
-
-
-def test_several_hosts(base: Path) -> None:
-    write_config(base, "resourceconfig", {"current_host": "algo-1", "hosts": ["algo-2", "algo-1"]})
-    assert_refused(
-        train(base, SMALL),
-        "The job has 2 hosts (algo-1, algo-2), but this version trains on one machine; set instance_count to 1 and choose "
-        "an instance with more GPUs.",
-    )
 
 
 def test_loss_that_is_not_finite(tmp_path: Path, trained: Run) -> None:

@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import tarfile
-from concurrent.futures import Future
 from pathlib import Path
 
 import mxnet as mx
@@ -18,7 +17,7 @@ from test_bad_inputs import HYPERPARAMETERS, image_job, record_job
 from ssd_algo import demo
 from ssd_algo.contract.hyperparameters import Hyperparameters
 from ssd_algo.data.labels import Dataset
-from ssd_algo.evaluation.evaluate import score
+from ssd_algo.evaluation.evaluate import compare, score
 from ssd_algo.inference import predictor
 from ssd_algo.inference.engines import MXNetEngine
 from ssd_algo.inference.predictor import Detections, Predictor
@@ -135,12 +134,11 @@ def five(tmp_path_factory: pytest.TempPathFactory, trained: Run) -> Path:
 
 def average_precision(detector: Predictor, dataset: Dataset) -> tuple[dict[str, float], list[Detections]]:
     """By class name; and what was detected in each image."""
-    found, futures = [], []
+    found = []
     for sample in dataset.samples:
         found += detector.detect(detector.prepare(sample.encoded()).square[None])
-        futures.append(Future())
-        futures[-1].set_result(found[-1])
-    by_class = score(dataset.samples, futures, 0.5).voc
+    compared = [compare(*each) for each in zip(dataset.samples, found, strict=True)]
+    by_class = score(compared, 0.5).voc
     return {dataset.class_names[identity]: each.area for identity, each in by_class.items()}, found
 
 

@@ -20,7 +20,7 @@ from ssd_algo.data.findings import Findings
 from ssd_algo.data.labels import Rules
 from ssd_algo.data.loader import Loader
 from ssd_algo.data.records import read_record_channel
-from ssd_algo.evaluation.evaluate import detect, score
+from ssd_algo.evaluation.evaluate import compare, detect, score
 from ssd_algo.inference import predictor
 
 
@@ -146,7 +146,9 @@ def test_modern_is_the_default_and_validates_both_kinds_of_weights(base: Path) -
     assert kinds[-1][0] != kinds[-1][1]
     model, samples = predictor.load(base / "model"), read_images(base / "input" / "data", "validation").samples
     with ThreadPoolExecutor(1) as threads, Loader(samples, 128, 8, 1, 0, augmented=False, shuffled=False) as loader:
-        found = score(samples, detect(model, loader.epoch(0), threads), 0.5)
+        futures = detect(model, loader.epoch(0), threads)
+        compared = [compare(sample, each.result()) for sample, each in zip(samples, futures, strict=False) if each]
+    found = score(compared, 0.5)
     assert found.mean == pytest.approx(max(logged), abs=1e-6)
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ssd_algo.contract.hyperparameters import Hyperparameters
 from ssd_algo.data.loader import Batch
 from ssd_algo.model.network import build_network, constants, initial_parameters
+from ssd_algo.training.peers import Peers
 from ssd_algo.training.recipe import RECIPES
 from ssd_algo.training.trainer import Trainer
 
@@ -27,7 +28,7 @@ def start() -> dict[str, NDArray[np.float32]]:
 def make(contexts: list[mx.Context], **hyperparameters: str) -> Trainer:
     least = {"num_classes": "3", "num_training_samples": "4", "mini_batch_size": "4", "image_shape": "128"}
     least |= {"recipe": "builtin"}
-    return Trainer(NETWORK, start(), Hyperparameters.parse(least | hyperparameters), contexts, steps_an_epoch=2)
+    return Trainer(NETWORK, start(), Hyperparameters.parse(least | hyperparameters), contexts, 2, Peers.alone())
 
 
 def batch(weights: tuple[float, ...] = (1, 1, 1, 1)) -> Batch:
@@ -94,7 +95,7 @@ def test_vgg_from_scratch_learns_at_its_default_learning_rate(recipe: str) -> No
     network = build_network("vgg-16", 128, 3)
     values = initial_parameters(network, 128, np.random.default_rng(0)) | constants(network)
     given = {"num_classes": "3", "num_training_samples": "4", "mini_batch_size": "16", "recipe": recipe}
-    trainer = Trainer(network, values, Hyperparameters.parse(given), [mx.cpu()], steps_an_epoch=1)
+    trainer = Trainer(network, values, Hyperparameters.parse(given), [mx.cpu()], 1, Peers.alone())
     losses = [trainer.train_epoch(epoch, [batch()]).cross_entropy for epoch in range(10)]
     assert np.isfinite(losses).all()
     assert losses[-1] < 0.8 * losses[0]

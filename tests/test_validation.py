@@ -17,6 +17,7 @@ from ssd_algo.data.loader import Loader
 from ssd_algo.inference.predictor import Predictor
 from ssd_algo.model.network import build_network, constants, initial_parameters
 from ssd_algo.training import validation
+from ssd_algo.training.peers import Peers
 from ssd_algo.training.stopping import Stop, Stopped
 from ssd_algo.training.trainer import EpochResult, Trainer
 
@@ -30,7 +31,7 @@ RESULT = EpochResult(1.0, 1.0, 1, 8, 1.0)
 def trainer() -> Trainer:
     network = build_network("resnet-18", 128, 3)
     values = initial_parameters(network, 128, np.random.default_rng(0)) | constants(network)
-    return Trainer(network, values, HYPERPARAMETERS, [mx.cpu()], steps_an_epoch=1)
+    return Trainer(network, values, HYPERPARAMETERS, [mx.cpu()], 1, Peers.alone())
 
 
 @contextmanager
@@ -43,7 +44,7 @@ def validating(
     with (
         Loader(dataset.samples, 128, 8, 1, 0, augmented=False, shuffled=False) as loader,
         validation.Validation(
-            "algo-1", HYPERPARAMETERS, {}, dataset, loader, predictors, save, lambda metrics: Path(), stop
+            HYPERPARAMETERS, {}, dataset, loader, predictors, save, lambda metrics: Path(), stop, Peers.alone()
         ) as made,
     ):
         yield made

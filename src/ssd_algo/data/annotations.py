@@ -155,6 +155,8 @@ class _Reader:
             return ""
         own = file.name.rsplit(".", 1)[0]
         found, wrong = self.index.find(path, own)
+        if not found and self.rules.sharded:
+            return ""
         if not found:
             text = f'"file" is "{path}", but channel {self.image_channel} {wrong}'
             read.findings.refuse("annotation without image", read.where, text)

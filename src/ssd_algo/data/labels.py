@@ -45,6 +45,8 @@ class Rules:
         The hyperparameter, which a model to start from must have too; None without it.
     transfer : bool
         Whether a model to start from may have other classes.
+    sharded : bool
+        Whether the channel's images are one host's, so that there may be annotations of others'.
     """
 
     num_classes: int | None
@@ -54,6 +56,7 @@ class Rules:
     headers: bool = True
     base_network: str | None = None
     transfer: bool = False
+    sharded: bool = False
 
 
 @dataclass

@@ -86,7 +86,8 @@ def check(
         check_classes(name, dataset, rules.num_classes, findings)
         described[name] = describe(dataset, data.class_names, image_shape)
     count = len(data.train.samples)
-    if rules.num_training_samples not in (None, count) and not findings.faults:
+    whole = "train" in channels and not channels["train"].sharded
+    if rules.num_training_samples not in (None, count) and whole and not findings.faults:
         findings.warn(
             "num_training_samples",
             "channel train",
@@ -276,7 +277,7 @@ def _read(
 ) -> Dataset:
     folder, annotations = folders[name], folders.get(f"{name}_annotation")
     assert folder is not None
-    rules = replace(rules, headers=channels[name].input_mode != "FastFile")
+    rules = replace(rules, headers=channels[name].input_mode != "FastFile", sharded=channels[name].sharded)
     if annotations is not None:
         return read_image_channel(folder, annotations, rules, findings, progress)
     return read_record_channel(folder, rules, findings, progress)

@@ -231,6 +231,9 @@ def _devices(job: Job) -> list[mx.Context]:
             "instance with a newer driver (450.80 or above)."
         )
     logger.info("Using %s as training context.", contexts)
+    if job.peers.size > 1:
+        kind = "dist_async" if cluster.is_asynchronous(job.hyperparameters, job.peers) else "dist_sync"
+        logger.info("Gradients of %d hosts meet in KVStore %s.", job.peers.size, kind)
     return contexts
 
 

@@ -17,7 +17,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from subprocess import Popen
 from typing import Any
@@ -120,11 +120,10 @@ class Peers:
         if self.size == 1:
             return
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
-        until = time.monotonic() + patience
         if self.is_chief:
-            self._receive_all(until)
+            self._receive_all(patience)
         else:
-            self._call_on_chief(until)
+            self._call_on_chief(patience)
         logger.info("All %d hosts are here: %s.", self.size, ", ".join(self.names))
 
     def address(self) -> str:
@@ -207,7 +206,7 @@ class Peers:
         for link in list(self._links.values()):
             link.flush()
 
-    def _receive_all(self, until: float) -> None:
+    def _receive_all(self, patience: float) -> None:
         """The chief: take in every other host."""
         try:
             listener = socket.create_server(("", PORT), backlog=self.size)
@@ -218,19 +217,17 @@ class Peers:
         with listener:
             threading.Thread(target=self._accept, args=(listener,), name="accept", daemon=True).start()
             with self._lock:
-                for again in _times(until):
+                before: list[str] = []
+                for again in _times(patience):
                     missing = [name for rank, name in enumerate(self.names) if rank and rank not in self._links]
                     if not missing:
                         break
                     if again.over:
-                        raise UserError(_did_not_come(", ".join(missing)))
-                    if again.say:
-                        logger.info(
-                            "Waiting for %s (%d of %d hosts are here).",
-                            ", ".join(missing),
-                            self.size - len(missing),
-                            self.size,
-                        )
+                        raise UserError(_did_not_come(", ".join(missing), patience))
+                    if again.say or missing != before:
+                        here = self.size - len(missing)
+                        logger.info("Waiting for %s (%d of %d hosts are here).", ", ".join(missing), here, self.size)
+                    before = missing
                     self._lock.wait(1)
         for link in self._links.values():
             link.send({"kind": "mail", "tag": "welcome"})
@@ -263,12 +260,12 @@ class Peers:
             self._lock.notify()
         self._listen(rank, link)
 
-    def _call_on_chief(self, until: float) -> None:
+    def _call_on_chief(self, patience: float) -> None:
         """Another host: connect to the chief, and wait until it has all."""
         chief = self.names[0]
-        for again in _times(until):
+        for again in _times(patience):
             if again.over:
-                raise UserError(_did_not_come(chief))
+                raise UserError(_did_not_come(chief, patience))
             try:
                 connection = socket.create_connection((chief, PORT), timeout=5)
                 break
@@ -280,13 +277,13 @@ class Peers:
         link = self._links[0] = _Link(connection)
         link.send({"kind": "hello", "name": self.host, "hosts": self.names})
         threading.Thread(target=self._listen, args=(0, link), name="peer", daemon=True).start()
-        for again in _times(until):
+        for again in _times(patience):
             try:
                 self._mailbox("welcome", 0).get(timeout=1)
                 return
             except queue.Empty:
                 if again.over:
-                    raise UserError(_did_not_come("another host")) from None
+                    raise UserError(_did_not_come("Another host", patience)) from None
                 if again.say:
                     logger.info("Waiting for the other hosts.")
 
@@ -448,9 +445,10 @@ class _Time:
     pause: float
 
 
-def _times(until: float) -> Any:
-    """Tries without end, the first at once, then further and further apart."""
+def _times(patience: float) -> Iterator[_Time]:
+    """Tries without end, the first at once, then further and further apart; from so many seconds on they are over."""
     said = time.monotonic()
+    until = said + patience
     for number in itertools.count():
         now = time.monotonic()
         say = number == 0 or now - said >= _SAY_AGAIN
@@ -476,9 +474,9 @@ def _gone(name: str, reason: str) -> Lost:
     return Lost(AlgorithmError(sentence), sentence)
 
 
-def _did_not_come(names: str) -> str:
+def _did_not_come(names: str, patience: float) -> str:
     return (
-        f"{names} did not come within {_PATIENCE / 60:.0f} minutes; see why in its log, and that the security group "
+        f"{names} did not come within {patience / 60:g} minutes; see why in its log, and that the security group "
         "allows all traffic between the job's hosts."
     )
 
