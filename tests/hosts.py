@@ -1,6 +1,7 @@
 """Several hosts on one machine: processes with a network of their own, folders of their own."""
 
 import contextlib
+import os
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -83,6 +84,14 @@ class Host:
     def kill(self) -> None:
         """As when memory runs out: only what was started by the platform."""
         self.running.kill()
+
+    def signal_all(self, number: int) -> None:
+        """To all of its processes, as to a container that is paused."""
+        os.killpg(self.running.pid, number)
+
+    def cut_off(self) -> None:
+        """Take it off the network, without a word to anybody."""
+        ip("-n", self.prefix[-1], "link", "set", "eth0", "down")
 
     @property
     def failure(self) -> str:

@@ -7,6 +7,7 @@ import os
 import random
 import re
 import signal
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -212,8 +213,8 @@ def test_the_others_end_when_a_host_is_killed(number: int, tmp_path: Path, shape
             host.start()
         # What it says is said by the chief in some cases; the others are as far then.
         (three[0] if instant in ("meeting", "saving") else victim).until(INSTANTS[instant])
-        with pytest.raises(TimeoutError):
-            wait(victim, draw.uniform(0, 1))
+        with pytest.raises(subprocess.TimeoutExpired):
+            victim.running.wait(draw.uniform(0, 1))
         victim.kill()
         killed = time.monotonic()
         assert victim.end() == -signal.SIGKILL
@@ -227,9 +228,35 @@ def test_the_others_end_when_a_host_is_killed(number: int, tmp_path: Path, shape
             assert "completed 100.0 %" in three[2].out
 
 
-def wait(host: Host, seconds: float) -> None:
-    """Until a host ends, but no longer."""
-    try:
-        host.running.wait(seconds)
-    except Exception as error:
-        raise TimeoutError from error
+long = pytest.mark.skipif(KILLS <= 3, reason="takes a minute: benchmarks/interruptions.py runs it")
+
+
+@long
+def test_a_host_that_is_cut_off_is_lost(tmp_path: Path, shapes: Path) -> None:
+    """To the others, and the chief to itself."""
+    with hosts(tmp_path, shapes, SMALL | {"mini_batch_size": "4", "epochs": "300"}, 3) as three:
+        if not three[1].prefix:
+            pytest.skip("only root has networks of its own to cut")
+        for host in three:
+            host.start()
+        three[1].until("#throughput_metric")
+        three[1].cut_off()
+        cut = time.monotonic()
+        assert [host.end(60) for host in three] == [1, 1, 1]
+        assert time.monotonic() - cut < 60
+        silence = LOST.replace("its connection ended (it was closed)", "nothing was heard of it for 45 seconds")
+        lost = [three[1].name, three[0].name, three[1].name]
+        assert [host.failure for host in three] == [silence.format(name=name) for name in lost]
+
+
+@long
+def test_a_host_that_stands_still_for_half_a_minute_is_waited_for(tmp_path: Path, shapes: Path) -> None:
+    with hosts(tmp_path, shapes, SMALL | {"mini_batch_size": "4", "epochs": "3"}, 3) as three:
+        for host in three:
+            host.start()
+        three[2].until("#throughput_metric")
+        three[2].signal_all(signal.SIGSTOP)
+        with pytest.raises(subprocess.TimeoutExpired):
+            three[0].running.wait(30)
+        three[2].signal_all(signal.SIGCONT)
+        assert [host.end() for host in three] == [0, 0, 0]

@@ -131,7 +131,10 @@ class Hyperparameters(BaseModel):
     early_stopping_tolerance: Number = _built_in(
         0.0, "Relative improvement of mAP below which an epoch counts as none.", ge=0, le=1
     )
-    kv_store: Literal["device", "dist_sync", "dist_async"] = _built_in("device", "Gradient exchange between machines.")
+    kv_store: Literal["device", "dist_sync", "dist_async"] = _built_in(
+        "device",
+        "Gradient exchange between machines, see docs/scaling.md; with several, `device` is `dist_sync`.",
+    )
     devices: Devices = _ours(
         "auto",
         "What to train on: all GPUs, or the CPU where there is none; `gpu:N` for the first N; `cpu` or, as N devices, "
