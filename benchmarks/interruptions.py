@@ -5,8 +5,8 @@ Each is restarted until it ends; a host is also cut off from the network, and on
     python benchmarks/interruptions.py
 
 Prints one JSON line a kind: how many interruptions there were before the training ended with the same bits as one that
-nothing interrupted, or, of several hosts, ended on the others in time and then completed. It takes about 25 minutes on 2
-cores.
+nothing interrupted, or, of several hosts, ended on the others in time and then completed. It takes about 25 minutes on
+2 cores.
 """
 
 import os

@@ -88,6 +88,7 @@ class Peers:
         self._mail: dict[tuple[str, int], queue.SimpleQueue[bytes]] = collections.defaultdict(queue.SimpleQueue)
         self._lock = threading.Condition()  # of links and mail
         self._over = threading.Lock()  # taken by who ends the process, or leaves
+        self._left = False
         self._watched: list[tuple[str, Popen[bytes]]] = []
 
     @classmethod
@@ -184,6 +185,7 @@ class Peers:
         for link in self._links.values():
             link.ended.wait(_LAST_WORDS)  # who closes before the other has said it seems lost
         self._over.acquire()
+        self._left = True
         for link in self._links.values():
             link.flush()
             link.socket.close()
@@ -197,8 +199,11 @@ class Peers:
         self._say_last({"kind": "stopped", "host": self.host})
 
     def _say_last(self, header: dict[str, Any]) -> None:
-        if self._links and self._over.acquire(blocking=False):
-            self._tell_all(header)
+        if not self._links or self._left:
+            return
+        if not self._over.acquire(blocking=False):
+            threading.Event().wait()  # for ever: another thread is ending the process, and writes its reason
+        self._tell_all(header)
 
     def _tell_all(self, header: dict[str, Any]) -> None:
         for link in list(self._links.values()):
