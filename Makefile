@@ -22,8 +22,9 @@ $(VENV)/.installed: pyproject.toml requirements-dev.txt
 demo: install
 	$(BIN)/ssd-algo demo
 
+# Two at a time, each file in one process: a job's start, of which there are many, keeps one core busy.
 test: install lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff format --check .

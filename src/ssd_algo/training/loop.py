@@ -292,7 +292,7 @@ def _train_epoch(run: Run, epoch: int) -> EpochResult:
     together = Together(peers, run.loader.steps())
 
     def pause() -> bool:
-        return wanted() if peers.size == 1 else together.pause(trainer, wanted(), stop)
+        return together.pause(trainer, wanted(), stop)
 
     batches = run.loader.epoch(epoch, trainer.so_far.batches)
     while True:
@@ -305,27 +305,42 @@ def _train_epoch(run: Run, epoch: int) -> EpochResult:
         if due():
             steps, configuration = run.loader.steps(), run.job.configuration
             checkpoints.keep(resume.snapshot(configuration, run.job.data, steps, peers.size, trainer, run.validation))
-        stop.check()
+        together.check(stop)
 
 
 class Together:
-    """Several hosts pause after the same step, and stop together: a step that one does not take, the others wait for.
+    """All hosts pause after the same step, and stop together: a step that one does not take, the others wait for.
 
-    They ask each other about as often as losses are read, so that no step waits for it.
+    They ask each other about as often as losses are read, so that no step waits for it. One host asks nobody.
     """
 
     def __init__(self, peers: Peers, steps: int) -> None:
         self._peers, self._steps, self._next = peers, steps, 0
+        self._stopped = False
 
     def pause(self, trainer: Trainer, wanted: bool, stop: Stop) -> bool:
         """Whether to pause after the step that has just been taken; `stop` learns that another host is to stop."""
         step = trainer.so_far.batches
+        if self._peers.size == 1:
+            return wanted
         if step < self._next and step < self._steps:
             return False
         answers = self._peers.exchange("pause", [wanted, stop.requested, trainer.read_every])
         self._next = step + max(1, min(every for _, _, every in answers))
-        stop.requested = any(stopped for _, stopped, _ in answers)
-        return any(wants for wants, _, _ in answers)
+        # What all have said counts, not `stop`: SIGTERM may have come to this host since.
+        self._stopped = any(stopped for _, stopped, _ in answers)
+        stop.requested = stop.requested or self._stopped
+        return self._stopped or any(wants for wants, _, _ in answers)
+
+    def check(self, stop: Stop) -> None:
+        """Go on after a pause, unless all are to stop.
+
+        Raises
+        ------
+        Stopped
+        """
+        if self._stopped or (self._peers.size == 1 and stop.requested):
+            raise Stopped
 
 
 def _leave_model(run: Run) -> None:

@@ -316,8 +316,8 @@ class Peers:
                     self._lose(_failed(header), header)
                 elif header["kind"] == "stopped":
                     self._lose(Lost(None, f"Host {header['host']} was stopped: so is the job."), header)
-        except (OSError, ValueError) as error:
-            self._lose(_gone(name, f"its connection ended ({error})"))
+        except (OSError, ValueError):
+            self._lose(_gone(name, "its connection ended"))
 
     def _watch(self) -> None:
         """Look after the other hosts, and after this host's processes.
