@@ -35,7 +35,9 @@ def main() -> None:
         for kind, small in (("each_array", "0"), ("small_ones_together", "")):
             found = traffic(name, small)
             figure(f"{name}_{kind}_keys", found["keys"], None, "lower", "keys/step")
-            figure(f"{name}_{kind}_bytes", found["bytes"], None, "lower", "bytes/step over both hosts' links")
+            figure(
+                f"{name}_{kind}_bytes", found["bytes"], None, "lower", "bytes/step of both hosts, to servers and back"
+            )
             figure(f"{name}_{kind}_seconds", found["seconds"], None, "lower", "s/step")
 
 

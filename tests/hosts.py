@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,13 +21,13 @@ def ip(*arguments: str) -> None:
 @contextlib.contextmanager
 def network(count: int) -> Iterator[list[tuple[str, list[str]]]]:
     """For each host its name and what runs a command on it: in a network namespace, else on an address of loopback."""
-    try:
-        ip("link", "add", BRIDGE, "type", "bridge")
-    except (OSError, subprocess.CalledProcessError):  # no such command, or only root may
+    if os.geteuid() != 0 or shutil.which("ip") is None:
         yield [(f"127.0.0.{number + 1}", []) for number in range(count)]
         return
     names = [f"{NAMESPACE}-{number}" for number in range(count)]
+    remove(names)  # of tests that were killed
     try:
+        ip("link", "add", BRIDGE, "type", "bridge")
         ip("link", "set", BRIDGE, "up")
         for number, name in enumerate(names):
             ip("netns", "add", name)
@@ -37,10 +38,14 @@ def network(count: int) -> Iterator[list[tuple[str, list[str]]]]:
             ip("-n", name, "link", "set", "lo", "up")
         yield [(f"10.213.0.{number + 1}", ["ip", "netns", "exec", name]) for number, name in enumerate(names)]
     finally:
-        for number, name in enumerate(names):
-            subprocess.run(["ip", "link", "del", f"{BRIDGE}-{number}"], capture_output=True)
-            subprocess.run(["ip", "netns", "del", name], capture_output=True)
-        subprocess.run(["ip", "link", "del", BRIDGE], capture_output=True)
+        remove(names)
+
+
+def remove(names: Sequence[str]) -> None:
+    for number, name in enumerate(names):
+        subprocess.run(["ip", "link", "del", f"{BRIDGE}-{number}"], capture_output=True)
+        subprocess.run(["ip", "netns", "del", name], capture_output=True)
+    subprocess.run(["ip", "link", "del", BRIDGE], capture_output=True)
 
 
 @dataclass

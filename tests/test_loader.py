@@ -15,7 +15,7 @@ from PIL import Image
 
 from ssd_algo.data import images
 from ssd_algo.data.files import list_file
-from ssd_algo.data.loader import Loader, batch_at, epoch_order
+from ssd_algo.data.loader import Loader, Share, batch_at, epoch_order
 from ssd_algo.data.samples import Sample
 from ssd_algo.errors import AlgorithmError, UserError
 
@@ -59,6 +59,47 @@ def test_epochs_differ_and_repeat_with_the_seed() -> None:
     assert order(0, 0) != order(0, 1)
     assert order(0, 0) != order(1, 0)
     assert epoch_order(50, 0, 0).nbytes == 4 * 50
+
+
+def seen(tmp_path: Path, count: int, share: Share, epoch: int) -> list[list[int]]:
+    """The numbers of the images of each batch that count, read from their pixels: an image is of one grey."""
+    samples = []
+    for number in range(count):
+        path = tmp_path / f"{number}.png"
+        Image.new("RGB", (8, 8), (number,) * 3).save(path)
+        none = np.zeros(0, dtype=np.int64)
+        samples.append(Sample(path.name, list_file(path), -1, np.zeros((0, 4), np.float32), none, none > 0))
+    with Loader(samples, 8, 3, 1, seed=5, augmented=False, share=share) as loader:
+        return [
+            [int(image[0, 0, 0]) for image, weight in zip(batch.images, batch.weights, strict=True) if weight]
+            for batch in loader.epoch(epoch)
+        ]
+
+
+def test_hosts_share_an_epochs_images(tmp_path: Path) -> None:
+    """22 images are 6, 6, 5 and 5 on four hosts; 13 of two hosts' own shards, of 10 and 3, are as many steps on both."""
+    epochs = []
+    for epoch in (0, 1):
+        hosts = [seen(tmp_path, 22, Share(rank, 4, steps=2), epoch) for rank in range(4)]
+        assert [[len(batch) for batch in host] for host in hosts] == [[3, 3], [3, 3], [3, 2], [3, 2]]
+        assert sorted(number for host in hosts for batch in host for number in batch) == list(range(22))
+        # Together they are one host with as large a batch.
+        first = [number for host in hosts for number in host[0]]
+        assert sorted(first) == sorted(epoch_order(22, 5, epoch)[:12].tolist())
+        epochs.append(hosts)
+    assert epochs[0] != epochs[1]
+    large, small = (seen(tmp_path, count, Share(steps=4), 0) for count in (10, 3))
+    assert [len(batch) for batch in large] == [3, 3, 3, 1]
+    assert [sorted(batch) for batch in small] == [[0, 1, 2], [], [], []]
+
+
+def test_hosts_with_images_of_their_own_draw_their_own_augmentations(samples: list[Sample]) -> None:
+    made = []
+    for share in (Share(), Share(draws=(0,)), Share(draws=(1,))):
+        with Loader(samples[:4], 64, 4, 1, seed=0, share=share) as loader:
+            made.append(copies(loader, 0)[0][0])
+    assert (made[0] == made[1]).all()
+    assert not (made[0] == made[2]).all()
 
 
 def test_a_loader_that_nobody_closes_ends_with_its_process(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def read_image_channel(
     if records:
         text = f"it also holds {records[0].name}, which is not read: its images are."
         findings.warn("files without use", f"channel {image_folder.name}", text)
-    reader = _Reader(image_folder.name, annotation_folder.name, ImageIndex(image_files), rules)
+    reader = _Reader(image_folder.name, annotation_folder.name, ImageIndex(image_files, rules.sharded), rules)
     dataset = Dataset()
     table = SampleTable(f"{image_folder.name}/", image_folder.file)
     annotated: dict[str, str] = {}
@@ -155,7 +155,7 @@ class _Reader:
             return ""
         own = file.name.rsplit(".", 1)[0]
         found, wrong = self.index.find(path, own)
-        if not found and self.rules.sharded:
+        if not found and not wrong:
             return ""
         if not found:
             text = f'"file" is "{path}", but channel {self.image_channel} {wrong}'

@@ -69,9 +69,18 @@ class Folder:
 
 
 class ImageIndex:
-    """Finds the image that the path in an annotation means."""
+    """Finds the image that the path in an annotation means.
 
-    def __init__(self, files: list[File]) -> None:
+    Parameters
+    ----------
+    files : list of File
+    sharded : bool
+        Whether others hold more images of the channel: then one that is found by a part of its path alone has to be
+        called as the annotation is.
+    """
+
+    def __init__(self, files: list[File], sharded: bool = False) -> None:
+        self._sharded = sharded
         self.by_name = {file.name: file for file in files}
         self._by_last_part = defaultdict(list)
         for file in files:
@@ -79,7 +88,8 @@ class ImageIndex:
         self.by_stem = {file.name.rsplit(".", 1)[0]: file.name for file in files}
 
     def find(self, path: str, own: str = "") -> tuple[str, str]:
-        """The name of the image that a path means, or an empty one and what is wrong, as the end of a sentence.
+        """The name of the image that a path means, or an empty one and what is wrong, as the end of a sentence;
+        both empty for an image that others may hold.
 
         The path may be longer or shorter than the image's by leading folders. Of several images that it may mean, it is
         the one called `own`, without extension, as the annotation is.
@@ -88,9 +98,11 @@ class ImageIndex:
         if self.by_stem.get(own) in found:
             return self.by_stem[own], ""
         if len(found) == 1:
-            return found[0], ""
+            return ("", "") if self._sharded and not _alike(found[0].rsplit(".", 1)[0], own) else (found[0], "")
         if found:
             return "", f"holds {len(found)} images of that name ({found[0]}, {found[1]}, ...); give the whole path."
+        if self._sharded:
+            return "", ""
         return "", f"holds no such image{self._near(path)}; add it, or remove the annotation."
 
     def _all(self, path: str) -> list[str]:
@@ -107,6 +119,11 @@ class ImageIndex:
         stem = _stem(path.replace("\\", "/"))
         found = next((name for name in self.by_name if _stem(name) == stem), None)
         return f" (did you mean {found}?)" if found else ""
+
+
+def _alike(one: str, other: str) -> bool:
+    """Whether two paths without extension are the same but for leading folders of one."""
+    return f"/{one}".endswith(f"/{other}") or f"/{other}".endswith(f"/{one}")
 
 
 def _stem(path: str) -> str:

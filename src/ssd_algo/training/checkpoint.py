@@ -31,7 +31,7 @@ from ssd_algo.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # of the document and the names of the arrays
+FORMAT = 2  # of the document and the names of the arrays
 _NAME = re.compile(r"checkpoint-(\d{8})\.safetensors")
 
 _STATE = "state"  # the array with the document: a header of safetensors may have 100 MB at most

@@ -12,6 +12,8 @@ from ssd_algo.training.peers import Peers
 # from every server. Weights of convolutions are larger, nearly all biases and BatchNorm's parameters are not.
 _SMALL = 16_384
 
+_PATIENCE = 15 * 60  # seconds
+
 
 def contexts(devices: str, gpus: int) -> list[mx.Context]:
     """What to train on.
@@ -48,6 +50,18 @@ def kvstore_type(devices: Sequence[mx.Context], hosts: int = 1) -> str:
     return "nccl" if len(devices) > 1 and mx.runtime.Features().is_enabled("NCCL") else "device"
 
 
+def create_store(kind: str, peers: Peers) -> mx.kvstore.KVStore:
+    """A KVStore; among several hosts the job ends when it cannot be made, as MXNet would wait for ever."""
+    if peers.size == 1:
+        return mx.kv.create(kind)
+    sentence = (
+        f"The parameter servers of the hosts have not found each other within {_PATIENCE // 60} minutes; the security "
+        "group has to allow all traffic between the job's hosts, on all ports."
+    )
+    with peers.within(_PATIENCE, sentence):
+        return mx.kv.create(kind)
+
+
 class GradientSum:
     """Sums gradients over all devices and hosts.
 
@@ -67,7 +81,7 @@ class GradientSum:
         self._together: list[mx.nd.NDArray] = []
         if len(devices) == peers.size == 1:
             return
-        self._store = mx.kv.create(kvstore_type(devices, peers.size))
+        self._store = create_store(kvstore_type(devices, peers.size), peers)
         gradients = {parameter.name: parameter.list_grad() for parameter in parameters}
         large = {name: each for name, each in gradients.items() if each[0].size > _SMALL}
         small = [each for name, each in gradients.items() if name not in large]
@@ -120,7 +134,7 @@ class ServerUpdates:
 
     def __init__(self, parameters: Sequence[gluon.Parameter], optimizer: mx.optimizer.Optimizer, peers: Peers) -> None:
         self._parameters, self._optimizer, self._peers = parameters, optimizer, peers
-        self._store: mx.kvstore.KVStore | None = mx.kv.create("dist_async")
+        self._store: mx.kvstore.KVStore | None = create_store("dist_async", peers)
         # The servers do not have the parameters, from which the optimizer would learn what is decayed.
         optimizer.wd_mult = {number: each.wd_mult for number, each in enumerate(parameters)}
         self.begin(0)
@@ -142,7 +156,20 @@ class ServerUpdates:
         assert self._store is not None
         for number, parameter in enumerate(self._parameters):
             self._store.push(number, parameter.list_grad(), priority=-number)
+        self.pull()
+
+    def pull(self) -> None:
+        """Take the parameters as they are now; not waited for."""
+        assert self._store is not None
+        for number, parameter in enumerate(self._parameters):
             self._store.pull(number, out=parameter.list_data(), priority=-number)
+
+    def meet(self) -> None:
+        """Wait for the updates of all hosts, then take the same parameters everywhere; nothing may run."""
+        self._peers.exchange("updated", None)
+        self.pull()
+        mx.nd.waitall()
+        self._peers.exchange("pulled", None)
 
     def close(self) -> None:
         """Leave the store; waits for all hosts to do so."""

@@ -11,15 +11,14 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
-from ssd_algo import __version__
 from ssd_algo.contract import gpus, log_lines
 from ssd_algo.contract.container import FAILURE_LIMIT, Channel, Container, available_cpus, set_up_mxnet
 from ssd_algo.contract.hyperparameters import Hyperparameters, final_configuration
 from ssd_algo.data.loader import Loader, Share
-from ssd_algo.errors import AlgorithmError, SsdAlgoError, UserError
+from ssd_algo.errors import AlgorithmError, UserError
 from ssd_algo.model import pretrained
-from ssd_algo.training import checkpoint, data, parameter_server
-from ssd_algo.training.peers import Lost, Peers, first_difference
+from ssd_algo.training import agreement, checkpoint, data, parameter_server
+from ssd_algo.training.peers import Lost, Peers
 from ssd_algo.training.stopping import STOPPED_BEFORE_FIRST_STEP, Stop
 
 logger = logging.getLogger(__name__)
@@ -45,19 +44,20 @@ def main() -> int:
     peers = Peers.alone()
     try:
         container.forget_failure()
-        peers = Peers(container.hosts(), functools.partial(end, container, stop))
+        peers = Peers(container.hosts(), classify, functools.partial(end, container, stop))
+        stop.before_giving_up = peers.tell_stop
         peers.meet()
         run(container, stop, peers)
     except SystemExit:
+        stop.defer()
         logger.warning(STOPPED_BEFORE_FIRST_STEP)
         peers.tell_stop()
         return _leave(peers, 0)
     except Exception as error:
         stop.defer()  # the failure file comes first
         cause = classify(error)
-        details = "".join(traceback.format_exception(error)) if isinstance(cause, AlgorithmError) else ""
         peers.tell_failure(cause)
-        return _leave(peers, fail(container, cause, details))
+        return _leave(peers, fail(container, cause, error))
     finally:
         stop.ignore()
     return 0
@@ -72,17 +72,24 @@ def _leave(peers: Peers, code: int) -> int:
 
 def end(container: Container, stop: Stop, lost: Lost) -> None:
     """End the process as another host has: with its reason, or, once this host is to stop too, as stopped."""
-    if lost.error is None or stop.requested:
-        logger.warning("%s", lost.sentence)
-        _exit(0)
-    _exit(fail(container, lost.error, ""))
+    code = 1
+    try:
+        if lost.error is None or stop.requested:
+            logger.warning("%s", lost.sentence)
+            code = 0
+        else:
+            code = fail(container, lost.error, lost.cause)
+    finally:
+        _exit(code)
 
 
 def _exit(code: int) -> NoReturn:
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    try:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
 
 
 def run(container: Container, stop: Stop, peers: Peers) -> None:
@@ -105,14 +112,15 @@ def run(container: Container, stop: Stop, peers: Peers) -> None:
     training_data = read_data(container, channels, hyperparameters)
     samples = training_data.train.samples
     logger.info("Training on %d images, validating on %d.", len(samples), len(training_data.validation.samples))
-    agree(peers, configuration, training_data, channels)
-    shares = training_share(peers, training_data, hyperparameters, channels), validation_share(peers, channels)
+    training_data = agreement.agree(peers, configuration, training_data, channels)
+    share = agreement.training_share(peers, training_data, hyperparameters, channels)
+    share_of_validation = agreement.validation_share(peers, channels)
     set_up_mxnet(one_shape=True)
     devices = device_count(hyperparameters, found)
     try:
         with (
-            training_loader(training_data, hyperparameters, shares[0]) as loader,
-            validation_loader(training_data, hyperparameters, devices, shares[1]) as validation,
+            training_loader(training_data, hyperparameters, share) as loader,
+            validation_loader(training_data, hyperparameters, devices, share_of_validation) as validation,
             parameter_server.running(peers),
         ):
             from ssd_algo.training import loop  # mxnet starts here: the loader's processes have been forked before
@@ -135,59 +143,6 @@ def run(container: Container, stop: Stop, peers: Peers) -> None:
         if _has_no_memory(error):
             raise too_large(hyperparameters, len(found)) from error
         raise
-
-
-def agree(
-    peers: Peers, configuration: dict[str, str], training_data: data.TrainingData, channels: dict[str, Channel]
-) -> None:
-    """See that all hosts are about to train the same.
-
-    Raises
-    ------
-    UserError
-        Naming the first thing in which one differs.
-    """
-    if peers.size == 1:
-        return
-    facts: dict[str, object] = {"version of ssd-algo": __version__, "channels": ", ".join(sorted(channels))}
-    facts |= {f"hyperparameter {name}": value for name, value in configuration.items()}
-    facts |= {f"class {identity}": name for identity, name in training_data.class_names.items()}
-    for name, dataset in (("train", training_data.train), ("validation", training_data.validation)):
-        distribution = "ShardedByS3Key" if channels[name].sharded else "FullyReplicated"
-        facts[f"distribution of channel {name}"] = distribution
-        if not channels[name].sharded:
-            facts |= {f"{each} of channel {name}": value for each, value in data.fingerprint(dataset).items()}
-    sharded = any(channel.sharded for channel in channels.values())
-    difference = first_difference(peers.names, peers.exchange("facts", facts), may_lack="class " if sharded else None)
-    if difference:
-        raise UserError(difference)
-
-
-def training_share(
-    peers: Peers, training_data: data.TrainingData, hyperparameters: Hyperparameters, channels: dict[str, Channel]
-) -> Share:
-    """What this host trains on: its part of the images, or all of its own; with as many steps as every other host.
-
-    Raises
-    ------
-    UserError
-        When there are fewer images than hosts.
-    """
-    if peers.size == 1:
-        return Share()
-    sharded, count = channels["train"].sharded, len(training_data.train.samples)
-    if not sharded and count < peers.size:
-        raise UserError(f"Channel train has {count} images for {peers.size} hosts; use fewer hosts.")
-    most = max(peers.exchange("images", count)) if sharded else -(-count // peers.size)
-    steps = -(-most // hyperparameters.mini_batch_size)
-    if sharded:
-        return Share(steps=steps, draws=(peers.rank,))
-    return Share(first=peers.rank, every=peers.size, steps=steps)
-
-
-def validation_share(peers: Peers, channels: dict[str, Channel]) -> Share:
-    """What this host validates on."""
-    return Share() if channels["validation"].sharded else Share(first=peers.rank, every=peers.size)
 
 
 def training_loader(training_data: data.TrainingData, hyperparameters: Hyperparameters, share: Share) -> Loader:
@@ -313,7 +268,7 @@ def read_data(
     return training_data
 
 
-def classify(error: Exception) -> SsdAlgoError:
+def classify(error: Exception) -> UserError | AlgorithmError:
     """Whose error this is: one of ours as it is, a full disk or device the user's, anything else ours."""
     if isinstance(error, UserError | AlgorithmError):
         return error
@@ -355,9 +310,9 @@ def too_large(hyperparameters: Hyperparameters, devices: int) -> UserError:
     )
 
 
-def fail(container: Container, error: SsdAlgoError, details: str) -> int:
-    """Tell the platform and the log why the job failed; returns the exit code."""
-    assert isinstance(error, UserError | AlgorithmError)
+def fail(container: Container, error: UserError | AlgorithmError, cause: Exception | None) -> int:
+    """Tell the platform and the log why the job failed, and where if it is our fault; returns the exit code."""
+    details = "".join(traceback.format_exception(cause)) if cause and isinstance(error, AlgorithmError) else ""
     sentence = f"{error.prefix}: {error}"
     if len(sentence) > FAILURE_LIMIT:
         sentence = sentence[: FAILURE_LIMIT - 1] + "…"

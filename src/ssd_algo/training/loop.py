@@ -167,8 +167,8 @@ def train(job: Job, loader: Loader, validation_loader: Loader, stop: Stop) -> No
             try:
                 stop.defer()
                 if checkpoint:
-                    steps, hosts = loader.steps(), job.peers.size
-                    resume.restore(checkpoint, job.configuration, job.data, steps, hosts, trainer, validation)
+                    steps = loader.steps()
+                    resume.restore(checkpoint, job.configuration, job.data, steps, job.peers, trainer, validation)
                 del checkpoint, values  # as large as all that training needs
                 if any(job.peers.exchange("stop", stop.requested)):
                     raise Stopped
@@ -178,6 +178,10 @@ def train(job: Job, loader: Loader, validation_loader: Loader, stop: Stop) -> No
             except Stopped:
                 validation.finish()
                 _leave_model(run)
+            except Exception as error:
+                if job.peers.size > 1:
+                    job.peers.fail(error)  # at once: threads of this host may wait for others, and others for this one
+                raise
             checkpoints.finish()
     if job.packed_model is not None and save.done:
         artifact.pack(job.model_directory, job.packed_model)

@@ -1,21 +1,22 @@
 """MXNet's parameter server: a scheduler on the first host, a server on each, as processes of their own.
 
-    python -m ssd_algo.training.parameter_server ROLE SCHEDULER PORT HOSTS ADDRESS
+    python -m ssd_algo.training.parameter_server ROLE SCHEDULER PORT HOSTS ADDRESS PARENT
 
-runs one of them, for as long as the process that started it lives at most.
+runs one of them, for as long as the process PARENT, which started it, lives at most.
 """
 
 import contextlib
 import ctypes
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 
 from ssd_algo.contract.container import hide_gpus, set_up_kvstore, set_up_mxnet
 from ssd_algo.training.peers import Peers
+
+PORT = 7724  # the scheduler's; servers and workers have any
 
 _PR_SET_PDEATHSIG = 1
 _PATIENCE = 10  # seconds for them to end by themselves
@@ -31,13 +32,11 @@ def running(peers: Peers) -> Iterator[None]:
         yield
         return
     address = peers.address()
-    with socket.create_server((address, 0)) as free:
-        place = [address, free.getsockname()[1]]
-    scheduler, port = peers.exchange("parameter server", place)[0]
-    set_up_kvstore("worker", scheduler, port, peers.size, address)
+    scheduler = peers.exchange("address", address)[0]
+    set_up_kvstore("worker", scheduler, PORT, peers.size, address)
     processes = []
     for role in ["scheduler", "server"] if peers.is_chief else ["server"]:
-        arguments = [role, scheduler, str(port), str(peers.size), address, str(os.getpid())]
+        arguments = [role, scheduler, str(PORT), str(peers.size), address, str(os.getpid())]
         process = subprocess.Popen([sys.executable, "-m", __name__, *arguments], stdin=subprocess.DEVNULL)
         peers.watch(f"parameter {role}" if role == "server" else role, process)
         processes.append(process)
@@ -47,6 +46,7 @@ def running(peers: Peers) -> Iterator[None]:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_PATIENCE)
     finally:
+        peers.unwatch()
         for process in processes:
             process.kill()
             process.wait()

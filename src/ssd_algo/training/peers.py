@@ -3,11 +3,10 @@
 The first host by name listens, every other one has a connection to it. Over it go the few things on which hosts must
 agree, and signs of life. MXNet's own parameter server, over which gradients go, knows neither: it waits for ever for a
 host that is gone.
-
-A message is two lengths (header 4 bytes, body 8, big-endian), a header in JSON, and a body.
 """
 
 import collections
+import contextlib
 import fcntl
 import itertools
 import json
@@ -17,7 +16,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from subprocess import Popen
 from typing import Any
@@ -26,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssd_algo.contract.container import Hosts
-from ssd_algo.errors import AlgorithmError, SsdAlgoError, UserError
+from ssd_algo.errors import AlgorithmError, UserError
+from ssd_algo.training.link import Header, Link
 
 logger = logging.getLogger(__name__)
 
@@ -34,28 +34,32 @@ PORT = 7723
 
 _PATIENCE = 15 * 60.0  # seconds until all hosts must have come: the platform starts them minutes apart
 _SAY_AGAIN = 60.0  # seconds between two lines of who waits
-_BEAT = 5.0  # seconds after which who has nothing to say gives a sign of life
-_SILENCE = 45  # seconds without one after which a host is lost; one that was paused for 30 is not
+_SILENCE = 45  # seconds without a sign of life after which a host is lost; one that was paused for 30 is not
 _LAST_WORDS = 3.0  # seconds for telling the others why this host ends
+_GREETING = 10.0  # seconds for a greeting, of at most
 _LONGEST_GREETING = 1 << 16  # bytes
+_GREETINGS = 64  # at once: whatever else is on the network may connect
 _SIOCGIFADDR = 0x8915
 
-_LENGTHS = struct.Struct(">IQ")
+Error = UserError | AlgorithmError
 
 
 @dataclass(frozen=True)
 class Lost:
-    """Why the job ends on a host though it did nothing wrong.
+    """Why the job ends on a host in the middle of whatever it does.
 
     Attributes
     ----------
-    error : SsdAlgoError or None
+    error : Error or None
         None where a host was stopped by the platform.
     sentence : str
+    cause : Exception or None
+        What was raised on this host; None where another one is the reason.
     """
 
-    error: SsdAlgoError | None
+    error: Error | None
     sentence: str
+    cause: Exception | None = None
 
 
 class Peers:
@@ -68,6 +72,8 @@ class Peers:
     ----------
     hosts : Hosts
         Where its network interface is empty or not there, that of the route to the others is used.
+    classify : callable
+        Whose error an exception is.
     end : callable
         Ends the process for a reason.
 
@@ -77,24 +83,24 @@ class Peers:
         This host's number by name; 0 is the chief, which writes what the job leaves.
     """
 
-    def __init__(self, hosts: Hosts, end: Callable[[Lost], None]) -> None:
+    def __init__(self, hosts: Hosts, classify: Callable[[Exception], Error], end: Callable[[Lost], None]) -> None:
         if hosts.current not in hosts.all:
             raise UserError(
                 f"resourceconfig.json: current_host {hosts.current} is not among the hosts ({', '.join(hosts.all)})."
             )
         self.names, self.rank = hosts.all, hosts.all.index(hosts.current)
-        self._interface, self._end = hosts.interface, end
-        self._links: dict[int, _Link] = {}
+        self._interface, self._classify, self._end = hosts.interface, classify, end
+        self._links: dict[int, Link] = {}
         self._mail: dict[tuple[str, int], queue.SimpleQueue[bytes]] = collections.defaultdict(queue.SimpleQueue)
         self._lock = threading.Condition()  # of links and mail
+        self._met = self._left = False
         self._over = threading.Lock()  # taken by who ends the process, or leaves
-        self._left = False
         self._watched: list[tuple[str, Popen[bytes]]] = []
 
     @classmethod
     def alone(cls) -> "Peers":
         """One host."""
-        return cls(Hosts("algo-1", ("algo-1",)), lambda _: None)
+        return cls(Hosts("algo-1", ("algo-1",)), lambda error: AlgorithmError(str(error)), lambda _: None)
 
     @property
     def size(self) -> int:
@@ -141,14 +147,14 @@ class Peers:
     def gather(self, tag: str, body: bytes) -> list[bytes]:
         """What each host has, by rank, at the chief; nothing at others, which do not wait."""
         if self.is_chief:
-            return [body, *(self._taken(tag, rank) for rank in range(1, self.size))]
+            return [body, *(self._mailbox(tag, rank).get() for rank in range(1, self.size))]
         self._links[0].send({"kind": "mail", "tag": tag}, body)
         return []
 
     def share(self, tag: str, body: bytes = b"") -> bytes:
         """What the chief has, at every host."""
         if not self.is_chief:
-            return self._taken(tag, 0)
+            return self._mailbox(tag, 0).get()
         for link in self._links.values():
             link.send({"kind": "mail", "tag": tag}, body)
         return body
@@ -172,44 +178,74 @@ class Peers:
         """From now on the job ends when a process of this host does."""
         self._watched.append((name, process))
 
+    def unwatch(self) -> None:
+        """This host's processes may end."""
+        self._watched = []
+
+    @contextlib.contextmanager
+    def within(self, seconds: float, sentence: str) -> Iterator[None]:
+        """End the job, as the user can mend it, when what is done here takes longer."""
+        timer = threading.Timer(seconds, self._lose, [Lost(UserError(sentence), sentence)])
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
     def leave(self, close: Callable[[], None]) -> None:
         """End the job together: all hosts are done, all close what they share, then nobody is missed any more."""
         if self.size == 1:
             return
         self.exchange("done", None)
-        self._watched = []
+        self.unwatch()
         close()
         self.exchange("closed", None)
-        for link in self._links.values():
-            link.send({"kind": "bye"})
+        self._tell_all({"kind": "bye"})
         for link in self._links.values():
             link.ended.wait(_LAST_WORDS)  # who closes before the other has said it seems lost
-        self._over.acquire()
+        self._take_over()
         self._left = True
         for link in self._links.values():
-            link.flush()
             link.socket.close()
 
-    def tell_failure(self, error: SsdAlgoError) -> None:
+    def fail(self, error: Exception) -> None:
+        """End the process, as this host fails; from any thread, where others may wait for ever for what it was to do.
+
+        Several hosts only.
+        """
+        cause = self._classify(error)
+        self._lose(Lost(cause, str(cause), error), self._failure(cause))
+        threading.Event().wait()  # for ever: another thread is ending the process
+
+    def tell_failure(self, error: Error) -> None:
         """Tell the others that this host fails, and why; nothing is heard of them any more."""
-        self._say_last({"kind": "failed", "host": self.host, "code": _code(error), "sentence": str(error)})
+        self._say_last(self._failure(error))
 
     def tell_stop(self) -> None:
         """Tell the others that this host was stopped by the platform."""
         self._say_last({"kind": "stopped", "host": self.host})
 
-    def _say_last(self, header: dict[str, Any]) -> None:
-        if not self._links or self._left:
-            return
-        if not self._over.acquire(blocking=False):
-            threading.Event().wait()  # for ever: another thread is ending the process, and writes its reason
-        self._tell_all(header)
+    def _failure(self, error: Error) -> Header:
+        return {"kind": "failed", "host": self.host, "code": error.exit_code, "sentence": str(error)}
 
-    def _tell_all(self, header: dict[str, Any]) -> None:
-        for link in list(self._links.values()):
+    def _say_last(self, header: Header) -> None:
+        if self._links and not self._left:
+            self._take_over()
+            self._tell_all(header)
+
+    def _take_over(self) -> None:
+        """Be the one who ends the process; where another thread is, wait for that."""
+        if not self._over.acquire(blocking=False):
+            threading.Event().wait()
+
+    def _tell_all(self, header: Header) -> None:
+        links = list(self._links.values())
+        for link in links:
             link.send(header)
-        for link in list(self._links.values()):
-            link.flush()
+        until = time.monotonic() + _LAST_WORDS
+        for sent in [link.flushed() for link in links]:
+            sent.wait(max(0.0, until - time.monotonic()))
 
     def _receive_all(self, patience: float) -> None:
         """The chief: take in every other host."""
@@ -219,50 +255,65 @@ class Peers:
             raise UserError(
                 f"Port {PORT}, at which the hosts of a job meet, cannot be used ({error.strerror}); end what uses it."
             ) from error
-        with listener:
-            threading.Thread(target=self._accept, args=(listener,), name="accept", daemon=True).start()
+        threading.Thread(target=self._accept, args=(listener,), name="accept", daemon=True).start()
+        try:
             with self._lock:
-                before: list[str] = []
-                for again in _times(patience):
-                    missing = [name for rank, name in enumerate(self.names) if rank and rank not in self._links]
-                    if not missing:
-                        break
-                    if again.over:
-                        raise UserError(_did_not_come(", ".join(missing), patience))
-                    if again.say or missing != before:
-                        here = self.size - len(missing)
-                        logger.info("Waiting for %s (%d of %d hosts are here).", ", ".join(missing), here, self.size)
-                    before = missing
-                    self._lock.wait(1)
+                self._wait_for_all(patience)
+        finally:
+            self._met = True
+            listener.shutdown(socket.SHUT_RDWR)  # a close alone would leave it listening while `accept` waits
+            listener.close()
         for link in self._links.values():
             link.send({"kind": "mail", "tag": "welcome"})
 
+    def _wait_for_all(self, patience: float) -> None:
+        before: list[str] = []
+        for again in _times(patience):
+            missing = [name for rank, name in enumerate(self.names) if rank and rank not in self._links]
+            if not missing:
+                return
+            if again.over:
+                raise UserError(_did_not_come(", ".join(missing), patience))
+            if again.say or missing != before:
+                here = self.size - len(missing)
+                logger.info("Waiting for %s (%d of %d hosts are here).", ", ".join(missing), here, self.size)
+            before = missing
+            self._lock.wait(1)
+
     def _accept(self, listener: socket.socket) -> None:
-        while True:
+        places = threading.BoundedSemaphore(_GREETINGS)
+        while not self._met:
             try:
                 connection, _ = listener.accept()
-            except OSError:  # closed: all are here
-                return
-            threading.Thread(target=self._greet, args=(connection,), name="peer", daemon=True).start()
+            except OSError:  # it is closed, or the connection already is, or there are too many files
+                time.sleep(0.1)
+                continue
+            places.acquire()
+            threading.Thread(target=self._greet, args=(connection, places), name="peer", daemon=True).start()
 
-    def _greet(self, connection: socket.socket) -> None:
+    def _greet(self, connection: socket.socket, places: threading.BoundedSemaphore) -> None:
         """The chief: hear who has connected, then listen to it if it is one of the job's."""
-        link = _Link(connection)
+        link = Link(connection)
         try:
+            connection.settimeout(_GREETING)
             header, _ = link.receive(_LONGEST_GREETING)
-            name, hosts = header["name"], header["hosts"]
+            name, hosts = str(header["name"]), [str(each) for each in header["hosts"]]
         except (OSError, ValueError, KeyError, TypeError):
             connection.close()  # something else on the network
             return
+        finally:
+            places.release()
         with self._lock:
             rank = self.names.index(name) if name in self.names else 0
-            if hosts != list(self.names) or rank == 0 or rank in self._links:
-                link.send({"kind": "refused", "hosts": self.names})
-                link.flush()
+            if rank == 0 or rank in self._links:
+                logger.warning("%s is not waited for: its connection is not taken.", name)
                 connection.close()
                 return
+            link.open()
             self._links[rank] = link
             self._lock.notify()
+        if hosts != list(self.names):
+            self._lose(_as_error(UserError(_other_hosts(self.host, self.names, name, hosts))))
         self._listen(rank, link)
 
     def _call_on_chief(self, patience: float) -> None:
@@ -278,8 +329,8 @@ class Peers:
                 if again.say:
                     logger.info("Waiting for %s (%s).", chief, error.strerror or error)
                 time.sleep(again.pause)
-        connection.settimeout(None)
-        link = self._links[0] = _Link(connection)
+        link = self._links[0] = Link(connection)
+        link.open()
         link.send({"kind": "hello", "name": self.host, "hosts": self.names})
         threading.Thread(target=self._listen, args=(0, link), name="peer", daemon=True).start()
         for again in _times(patience):
@@ -296,12 +347,8 @@ class Peers:
         with self._lock:
             return self._mail[tag, rank]
 
-    def _taken(self, tag: str, rank: int) -> bytes:
-        return self._mailbox(tag, rank).get()
-
-    def _listen(self, rank: int, link: "_Link") -> None:
+    def _listen(self, rank: int, link: Link) -> None:
         """Take what another host sends until it is lost or the job ends."""
-        name = self.names[rank]
         try:
             while True:
                 header, body = link.receive()
@@ -310,21 +357,19 @@ class Peers:
                 elif header["kind"] == "bye":
                     link.ended.set()
                     return
-                elif header["kind"] == "refused":
-                    self._lose(Lost(UserError(_other_hosts(name, header["hosts"], self.names)), ""))
                 elif header["kind"] == "failed":
                     self._lose(_failed(header), header)
                 elif header["kind"] == "stopped":
                     self._lose(Lost(None, f"Host {header['host']} was stopped: so is the job."), header)
         except (OSError, ValueError):
-            self._lose(_gone(name, "its connection ended"))
+            self._lose(_gone(self.names[rank], "its connection ended"))
 
     def _watch(self) -> None:
         """Look after the other hosts, and after this host's processes.
 
         Silence is counted in looks, so that a host that was itself paused does not miss the others at once.
         """
-        for _ in itertools.count():
+        while True:
             time.sleep(1)
             for rank, link in list(self._links.items()):
                 link.silence += 1
@@ -332,113 +377,16 @@ class Peers:
                     self._lose(_gone(self.names[rank], f"nothing was heard of it for {_SILENCE} seconds"))
             for name, process in list(self._watched):
                 if process.poll() is not None:
-                    sentence = f"its {name} ended with exit code {process.returncode}, perhaps for want of memory"
-                    self._lose(_gone(self.host, sentence))
+                    self._lose(_gone(self.host, f"its {name} ended with exit code {process.returncode}"))
 
-    def _lose(self, lost: Lost, header: dict[str, Any] | None = None) -> None:
-        """End the process, the others told; once, and not when the job is over or this host has failed itself."""
+    def _lose(self, lost: Lost, header: Header | None = None) -> None:
+        """End the process, the others told; once, and not when the job is over or this host ends already."""
         if self._over.acquire(blocking=False):
             if header is None:
-                header = {"kind": "failed", "host": "", "code": _code(lost.error), "sentence": lost.sentence}
+                assert lost.error is not None
+                header = self._failure(lost.error) | {"host": ""}
             self._tell_all(header)
             self._end(lost)
-
-
-class _Link:
-    """A connection to another host; what is sent waits in a queue, so that a slow host holds up nobody.
-
-    Attributes
-    ----------
-    silence : int
-        Looks since it was last heard of.
-    ended : Event
-        Set when it has left as agreed.
-    """
-
-    def __init__(self, connection: socket.socket) -> None:
-        self.socket, self.silence, self.ended = connection, 0, threading.Event()
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._outgoing: queue.SimpleQueue[tuple[dict[str, Any], bytes] | threading.Event] = queue.SimpleQueue()
-        threading.Thread(target=self._send_queued, name="send", daemon=True).start()
-
-    def send(self, header: dict[str, Any], body: bytes = b"") -> None:
-        self._outgoing.put((header, body))
-
-    def flush(self) -> None:
-        """Wait, but not for long, until all has been sent."""
-        sent = threading.Event()
-        self._outgoing.put(sent)
-        sent.wait(_LAST_WORDS)
-
-    def _send_queued(self) -> None:
-        beat: tuple[dict[str, Any], bytes] = ({"kind": "beat"}, b"")
-        try:
-            while True:
-                try:
-                    item = self._outgoing.get(timeout=_BEAT)
-                except queue.Empty:
-                    item = beat
-                if isinstance(item, threading.Event):
-                    item.set()
-                    continue
-                header = json.dumps(item[0]).encode()
-                self.socket.sendall(_LENGTHS.pack(len(header), len(item[1])) + header)
-                self.socket.sendall(item[1])
-        except OSError:
-            return  # who listens notices
-
-    def receive(self, limit: int | None = None) -> tuple[dict[str, Any], bytes]:
-        """The next message's header and body.
-
-        Raises
-        ------
-        OSError
-        ValueError
-            When it is none, or longer than the limit.
-        """
-        header, body = _LENGTHS.unpack(self._exactly(_LENGTHS.size))
-        if limit is not None and header + body > limit:
-            raise ValueError("it is too long")
-        decoded: dict[str, Any] = json.loads(self._exactly(header))
-        return decoded, bytes(self._exactly(body))
-
-    def _exactly(self, count: int) -> bytearray:
-        found = bytearray(count)
-        view, done = memoryview(found), 0
-        while done < count:
-            received = self.socket.recv_into(view[done:])
-            if not received:
-                raise ConnectionError("it was closed")
-            self.silence = 0
-            done += received
-        return found
-
-
-def first_difference(
-    names: Sequence[str], facts: Sequence[Mapping[str, object]], may_lack: str | None = None
-) -> str | None:
-    """In what one host differs from the first, as a sentence; None when in nothing.
-
-    Parameters
-    ----------
-    names : sequence of str
-        The hosts.
-    facts : sequence of dict
-        Of each host.
-    may_lack : str or None
-        Of facts whose name begins so, a host may have none.
-    """
-    first = facts[0]
-    for host, other in zip(names[1:], facts[1:], strict=True):
-        for name in [*first, *(each for each in other if each not in first)]:
-            lacks = may_lack is not None and name.startswith(may_lack) and not (name in first and name in other)
-            if first.get(name) != other.get(name) and not lacks:
-                ours, theirs = (each.get(name, "none") for each in (first, other))
-                return (
-                    f"The hosts do not agree on the {name}: {names[0]} has {ours}, {host} has {theirs}; give all hosts "
-                    "the same."
-                )
-    return None
 
 
 @dataclass(frozen=True)
@@ -461,22 +409,23 @@ def _times(patience: float) -> Iterator[_Time]:
         yield _Time(now >= until, say, min(5.0, 0.1 * 1.5 ** min(number, 20)))
 
 
-def _code(error: SsdAlgoError | None) -> int:
-    return error.exit_code if isinstance(error, UserError | AlgorithmError) else 0
+def _as_error(error: Error) -> Lost:
+    return Lost(error, str(error))
 
 
-def _failed(header: dict[str, Any]) -> Lost:
+def _failed(header: Header) -> Lost:
     sentence = f"Host {header['host']} failed: {header['sentence']}" if header["host"] else header["sentence"]
     kind = UserError if header["code"] == UserError.exit_code else AlgorithmError
-    return Lost(kind(sentence), sentence)
+    return _as_error(kind(sentence))
 
 
 def _gone(name: str, reason: str) -> Lost:
-    sentence = (
-        f"Host {name} was lost: {reason}. Start the job again; with a folder for checkpoints it goes on from the "
-        "newest one."
+    return _as_error(
+        AlgorithmError(
+            f"Host {name} was lost: {reason}. Start the job again; with a folder for checkpoints it goes on from the "
+            "newest one."
+        )
     )
-    return Lost(AlgorithmError(sentence), sentence)
 
 
 def _did_not_come(names: str, patience: float) -> str:
@@ -486,8 +435,8 @@ def _did_not_come(names: str, patience: float) -> str:
     )
 
 
-def _other_hosts(chief: str, theirs: Sequence[str], ours: Sequence[str]) -> str:
+def _other_hosts(chief: str, ours: Sequence[str], name: str, theirs: Sequence[str]) -> str:
     return (
-        f"{chief} is the first host of another job, or has this host already: its hosts are {', '.join(theirs)}, those "
-        f"of this host {', '.join(ours)}."
+        f"The hosts of the job are {', '.join(ours)} for {chief}, but {', '.join(theirs)} for {name}; give all hosts "
+        "the same resourceconfig.json but for current_host."
     )

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ from ssd_algo import __version__
 from ssd_algo.errors import UserError
 from ssd_algo.training.checkpoint import Checkpoint
 from ssd_algo.training.data import TrainingData, fingerprint
-from ssd_algo.training.trainer import Trainer, below
+from ssd_algo.training.peers import Peers
+from ssd_algo.training.trainer import EpochSoFar, Trainer, below
 from ssd_algo.training.validation import Validation
 
 logger = logging.getLogger(__name__)
@@ -90,11 +92,11 @@ def restore(
     configuration: Mapping[str, str],
     data: TrainingData,
     steps_an_epoch: int,
-    hosts: int,
+    peers: Peers,
     trainer: Trainer,
     validation: Validation,
 ) -> None:
-    """Go on from a checkpoint; the log says which hyperparameters are others now.
+    """Go on from a checkpoint, all hosts at the same step; the log says which hyperparameters are others now.
 
     Raises
     ------
@@ -115,10 +117,11 @@ def restore(
     arrays, state = dict(checkpoint.arrays), dict(checkpoint.state["trainer"])
     if "optimizer" in changed:
         arrays = {name: each for name, each in arrays.items() if not name.startswith("optimizer/")}
-    other_images = any(ours[name] != theirs[name] for name in ("images", "names"))
+    # The chief decides: a shard's images are its own.
+    other_images = peers.exchange("images", any(ours[name] != theirs[name] for name in ("images", "names")))[0]
     steps_before = checkpoint.state["steps_an_epoch"]
     other_batches = any(name in _BATCHES for name in changed) or steps_an_epoch != steps_before
-    if other_images or other_batches or hosts != checkpoint.state["hosts"]:
+    if other_images or other_batches or peers.size != checkpoint.state["hosts"]:
         what = "images" if other_images else "batches"
         logger.warning("The %s are others than the checkpoint's: training goes on at the start of an epoch.", what)
         state = _at_epoch(state, steps_before, steps_an_epoch)
@@ -134,7 +137,9 @@ def _matters(name: str) -> bool:
 
 def _at_epoch(state: dict[str, Any], steps_before: int, steps_an_epoch: int) -> dict[str, Any]:
     """The trainer's state for other batches than the checkpoint's: an epoch that had not ended begins anew."""
-    so_far = state["so_far"]
-    if so_far["batches"] >= steps_before:
-        return {"updates": (so_far["epoch"] + 1) * steps_an_epoch, "so_far": so_far | {"batches": steps_an_epoch}}
-    return {"updates": so_far["epoch"] * steps_an_epoch, "so_far": {"epoch": so_far["epoch"]}}
+    first = state["so_far"][0]
+    if first["batches"] >= steps_before:
+        ended = [each | {"batches": steps_an_epoch} for each in state["so_far"]]
+        return {"updates": (first["epoch"] + 1) * steps_an_epoch, "so_far": ended}
+    begun = [asdict(EpochSoFar(first["epoch"])) for _ in state["so_far"]]
+    return {"updates": first["epoch"] * steps_an_epoch, "so_far": begun}

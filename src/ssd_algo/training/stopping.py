@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
 
@@ -23,10 +24,17 @@ class Stop:
     """Whether the job is to stop; `listen` before anything else.
 
     Until `defer` is called the signal ends the process at once (exit code 0), as there is nothing to save.
+
+    Attributes
+    ----------
+    requested : bool
+    before_giving_up : callable
+        Called before the process is ended as it took too long.
     """
 
     def __init__(self) -> None:
         self.requested = False
+        self.before_giving_up: Callable[[], object] = bool
         self._deferred = False
 
     def listen(self) -> None:
@@ -70,5 +78,6 @@ class Stop:
         logger.warning(
             "The step or the saving did not end within %d seconds; what was saved before is whole.", _PATIENCE
         )
+        self.before_giving_up()
         logging.shutdown()
         os._exit(0)

@@ -139,6 +139,7 @@ class Trainer:
         else:
             self._sum = GradientSum(self._trained, devices, peers)
         self._updates = 0
+        self._hosts_so_far: list[dict[str, Any]] = []  # by rank, at the last pause
         self.read_every = 0  # until the first step has shown how long one takes
         self.so_far = EpochSoFar()
         self._average = None
@@ -184,10 +185,13 @@ class Trainer:
         so_far, before, start = self.so_far, self.so_far.seconds, time.time()
         paused = self._train(batches, pause)
         mx.nd.waitall()  # the last update belongs to the epoch
+        if self._servers is not None:
+            self._share_parameters(self._servers)
         if not paused or self._peers.size > 1:
             self._share_statistics()
         so_far.seconds = before + time.time() - start
         if paused:
+            self._hosts_so_far = self._peers.exchange("so far", asdict(so_far))
             return None
         logger.info(log_lines.batches_done(epoch, so_far.batches, so_far.examples, so_far.seconds))
         self.so_far = EpochSoFar(epoch + 1)
@@ -241,11 +245,11 @@ class Trainer:
                     arrays[f"optimizer/{parameter.name}/{number}"] = state.asnumpy()
         if self._average is not None:
             arrays |= {f"average/{name}": value for name, value in self._average.engine.values().items()}
-        return {"updates": self._updates, "so_far": asdict(self.so_far)}, arrays
+        return {"updates": self._updates, "so_far": self._hosts_so_far}, arrays
 
     def restore(self, state: dict[str, Any], arrays: dict[str, NDArray[np.float32]]) -> None:
         """Go on from a snapshot of the same network; what it lacks, as of another optimizer, starts anew."""
-        self._updates, self.so_far = state["updates"], EpochSoFar(**state["so_far"])
+        self._updates, self.so_far = state["updates"], _own_so_far(state["so_far"], self._peers)
         values = below("parameters", arrays)
         for name, parameter in self._parameters.items():
             parameter.set_data(mx.nd.array(values[name]))
@@ -292,6 +296,19 @@ class Trainer:
             self._average.copy_statistics()
             mx.nd.waitall()
 
+    def _share_parameters(self, servers: ServerUpdates) -> None:
+        """When nothing runs, every host goes on with the servers' parameters, and the chief's average."""
+        servers.meet()
+        if self._average is not None:
+            averages = self._average.engine.arrays()
+            trained = [averages[each.name] for each in self._trained]
+            own = np.concatenate([each.asnumpy().ravel() for each in trained]) if self._peers.is_chief else None
+            shared = np.frombuffer(self._peers.share("average", b"" if own is None else own.tobytes()), np.float32)
+            for array, part in zip(
+                trained, np.split(shared, np.cumsum([each.size for each in trained])[:-1]), strict=True
+            ):
+                array[:] = mx.nd.array(part.reshape(array.shape))
+
     def _statistics(self) -> list[str]:
         return [str(name) for name in self._network.symbol.list_auxiliary_states()]
 
@@ -315,18 +332,19 @@ class Trainer:
         with autograd.record():
             outputs = [self._block(*share) for share in shares]
         autograd.backward([loss for loss, _ in outputs])
-        self._update(len(batch.weights))
+        self._update(batch)
         return [parts for _, parts in outputs]
 
-    def _update(self, batch_size: int) -> None:
+    def _update(self, batch: Batch) -> None:
         """Change the parameters by the gradients, which are sums over the batch, and all hosts' batches."""
-        hp = self._hyperparameters
+        hp, batch_size = self._hyperparameters, len(batch.weights)
         self._set_learning_rate(learning_rate(hp, self._updates, self._steps_an_epoch))
-        if self._servers is not None:
+        if self._servers is not None and batch.weights.any():
             self._clip(batch_size / len(self._devices))  # before devices' gradients are summed: each has its share
             self._servers.update()
-        else:
-            assert self._sum is not None
+        elif self._servers is not None:
+            self._servers.pull()  # an update by gradients that are 0 would still be one
+        elif self._sum is not None:
             self._sum.sum()
             self._clip(batch_size * self._peers.size)
             self._optimizer.update(batch_size * self._peers.size)
@@ -398,6 +416,19 @@ class Average:
         """Take BatchNorm's statistics as they are; nothing may run meanwhile."""
         for average, new in self._statistics:
             new.copyto(average)
+
+
+def _own_so_far(of_hosts: list[dict[str, Any]], peers: Peers) -> EpochSoFar:
+    """A host's part of an epoch as far as it has been trained; of another number of hosts the chief has all."""
+    if len(of_hosts) == peers.size:
+        return EpochSoFar(**of_hosts[peers.rank])
+    first = of_hosts[0]
+    if not peers.is_chief:
+        return EpochSoFar(first["epoch"], first["batches"], seconds=first["seconds"])
+    sums = [sum(each) for each in zip(*(each["sums"] for each in of_hosts), strict=True)]
+    return EpochSoFar(
+        first["epoch"], first["batches"], sum(each["examples"] for each in of_hosts), first["seconds"], sums
+    )
 
 
 def below(prefix: str, arrays: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:

@@ -165,6 +165,14 @@ class Validation:
             logger.info(log_lines.saved(str(self._save(best))))
 
     def _close(self, epoch: int, entry: dict[str, Any], candidates: dict[str, Candidate]) -> None:
+        try:
+            self._score(epoch, entry, candidates)
+        except Exception as error:
+            if self._peers.size > 1:
+                self._peers.fail(error)  # others wait for what this thread was to do
+            raise
+
+    def _score(self, epoch: int, entry: dict[str, Any], candidates: dict[str, Candidate]) -> None:
         compared = {kind: self._compared(f"{kind} {epoch}", each.detections) for kind, each in candidates.items()}
         if not self._peers.is_chief:
             return
