@@ -84,9 +84,10 @@ def one_host(name: str, base_network: str, small: str) -> None:
     """One of two hosts; `small` is up to how many elements gradients travel together, empty for what is usual."""
     from ssd_algo.contract.container import Hosts, set_up_mxnet
     from ssd_algo.training import parameter_server
+    from ssd_algo.training.job import classify
     from ssd_algo.training.peers import Peers
 
-    peers = Peers(Hosts(name, HOSTS, "lo"), lambda lost: os._exit(1))
+    peers = Peers(Hosts(name, HOSTS, "lo"), classify, lambda lost: os._exit(1))
     peers.meet()
     set_up_mxnet(one_shape=True)
     with parameter_server.running(peers):

@@ -274,6 +274,8 @@ def set_up_kvstore(role: str, scheduler: str, port: int, hosts: int, address: st
         "DMLC_NUM_WORKER": str(hosts),
         "DMLC_NODE_HOST": address,
     }
+    if role != "worker":
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def hide_gpus() -> None:
