@@ -74,7 +74,9 @@ def write(base: Path, name: str, value: dict[str, Any]) -> None:
 def traffic(base_network: str, small: str) -> dict[str, float]:
     """What summing a network's gradients over two hosts takes; `small` as `one_host` has it."""
     commands = [[sys.executable, __file__, name, base_network, small] for name in HOSTS]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
+    # The workers have nothing to compute, and would spin on the cores that all four processes share.
+    idle = os.environ | {"OMP_WAIT_POLICY": "passive"}
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=idle) for command in commands]
     outs = [process.communicate()[0] for process in processes]
     found: dict[str, float] = json.loads(outs[0].splitlines()[-1])
     return found

@@ -1,5 +1,6 @@
 """The devices of a training, and the KVStore where the gradients of all devices and hosts meet."""
 
+import itertools
 from collections.abc import Sequence
 
 import mxnet as mx
@@ -109,11 +110,9 @@ class GradientSum:
         for number, (key, values) in enumerate(zip(self._keys, self._values, strict=True)):
             self._store.pushpull(key, values, out=values, priority=-number)
         for gradients, together in zip(self._small, self._together, strict=True):
-            start = 0
-            for gradient in gradients:
-                end = start + gradient.size
-                mx.nd.slice_axis(together, axis=0, begin=start, end=end, out=gradient)
-                start = end
+            # One operator for all of them, which mx.nd.split_v2 wraps without letting its outputs be given.
+            starts = tuple(itertools.accumulate([0, *(each.size for each in gradients[:-1])]))
+            mx.nd._internal._split_v2(together, indices=starts, axis=0, squeeze_axis=False, out=gradients)
 
     def close(self) -> None:
         """Leave the store; waits for all hosts to do so."""
