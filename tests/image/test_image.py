@@ -128,6 +128,32 @@ def test_sigterm_ends_a_training_in_order(base: Path, image: str) -> None:
         docker("rm", "-f", name)
 
 
+def test_two_hosts(base: Path, image: str, tmp_path: Path) -> None:
+    """Two containers that know each other by name, and of a network interface that is not there."""
+    network, names = f"ssd-algo-test-{os.getpid()}", ["algo-1", "algo-2"]
+    assert docker("network", "create", network).returncode == 0
+    try:
+        for name in names:
+            config = tmp_path / name / "input" / "config"
+            config.mkdir(parents=True)
+            (config / "hyperparameters.json").write_text(json.dumps(SMALL | {"mini_batch_size": "4"}))
+            hosts = {"current_host": name, "hosts": names, "network_interface_name": "ethwe"}
+            (config / "resourceconfig.json").write_text(json.dumps(hosts))
+            mounts = ["-v", f"{tmp_path / name}:/opt/ml", "-v", f"{base}/input/data:/opt/ml/input/data:ro"]
+            started = docker("run", "-d", "--name", name, "--network", network, *mounts, image, "train")
+            assert started.returncode == 0, started.stderr
+        codes = [docker("wait", name).stdout.strip() for name in names]
+        logs = [docker("logs", name).stdout for name in names]
+        assert codes == ["0", "0"], logs
+        assert "There is no network interface ethwe: that of the route is used." in logs[0]
+        assert all(f"host={name}, completed 100.0 %" in log for name, log in zip(names, logs, strict=True))
+        assert (tmp_path / "algo-1" / "model" / "model_algo_1-0000.params").is_file()
+        assert not (tmp_path / "algo-2" / "model").exists()
+    finally:
+        docker("rm", "-f", *names)
+        docker("network", "rm", network)
+
+
 def test_both_variants_detect_the_same(base: Path, log: str) -> None:
     """On one artifact, within 1e-4."""
     photos = sorted((base / "input" / "data" / "validation").iterdir())[:5]
