@@ -2,6 +2,7 @@
 
 import gc
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,9 @@ def same(one: Sample, two: Sample) -> None:
 
 @pytest.mark.parametrize("record", [True, False])
 def test_what_goes_in_comes_out(record: bool) -> None:
-    table = SampleTable("train/a.rec" if record else "train/", no_file() if record else no_file)
+    table = SampleTable("train/", no_file)
+    if record:
+        table.begin(no_file())
     samples = [sample(number, record) for number in range(20)]
     for each in samples:
         table.append(each)
@@ -60,13 +63,29 @@ def test_what_goes_in_comes_out(record: bool) -> None:
 
 
 def test_records_that_are_left_out_keep_the_numbers_of_the_others() -> None:
-    table = SampleTable("train/a.rec", no_file())
+    table = SampleTable("train/", no_file)
+    table.begin(no_file())
     for number in range(10):
         if number in (0, 4, 5):
             table.leave_out()
         else:
             table.append(sample(number, record=True))
     assert [each.name for each in table] == [sample(number, True).name for number in (1, 2, 3, 6, 7, 8, 9)]
+
+
+def test_records_of_several_files() -> None:
+    """Of which numbers and left-out records begin anew."""
+    table = SampleTable("train/", no_file)
+    for name in ("a.rec", "empty.rec", "b.rec"):
+        table.begin(no_file(name))
+        for number in range(0 if name == "empty.rec" else 5):
+            if (name, number) in (("a.rec", 4), ("b.rec", 0), ("b.rec", 2)):
+                table.leave_out()
+            else:
+                table.append(replace(sample(number, record=True), file=no_file(name)))
+    numbers = [("a.rec", number) for number in (0, 1, 2, 3)] + [("b.rec", number) for number in (1, 3, 4)]
+    assert [each.name for each in table] == [f"train/{name}, record {n} at byte {1000 * n}" for name, n in numbers]
+    assert [(each.file.name, each.offset) for each in table] == [(name, 1000 * number) for name, number in numbers]
 
 
 def test_names_of_any_bytes_and_their_order() -> None:
@@ -95,12 +114,13 @@ def test_large_sides_are_not_known() -> None:
 @pytest.mark.parametrize("record", [True, False])
 def test_memory_of_a_sample(record: bool, tmp_path: Path) -> None:
     """At most 12 bytes beside labels and path; an epoch's order takes 4 more."""
-    prefix, file = ("train/a.rec", no_file()) if record else ("train/", no_file)
-    count = 20_000
+    prefix, count = "train/", 20_000
     sample(1, record)  # what is loaded with the first one
     tracemalloc.start()
     before, _ = tracemalloc.get_traced_memory()
-    table = SampleTable(prefix, file)
+    table = SampleTable(prefix, no_file)
+    if record:
+        table.begin(no_file())
     labels = 0
     for number in range(count):
         each = sample(number, record)

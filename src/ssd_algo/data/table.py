@@ -23,21 +23,31 @@ class SampleTable(Sequence[Sample]):
     Parameters
     ----------
     prefix : str
-        What the names of all samples begin with: channel and `/`, for RecordIO the file's name too.
-    file : callable, or File
-        The file of an image by its name without the prefix; or the RecordIO file that holds all.
+        What the names of all samples begin with: channel and `/`.
+    file : callable
+        The file of an image by its name without the prefix; of no use for records, see `begin`.
     """
 
-    def __init__(self, prefix: str, file: Callable[[str], File] | File) -> None:
+    def __init__(self, prefix: str, file: Callable[[str], File]) -> None:
         self._prefix, self._file = prefix, file
+        self._record_files: list[File] = []
+        self._file_starts: list[int] = []  # how many samples stand before each RecordIO file's first
+        self._file_starts_left_out: list[int] = []  # and how many of `_left_out`
         self._names = bytearray()
         self._name_ends, self._object_ends = array("I"), array("I")
-        large = isinstance(file, File) and file.size >= 1 << 34
-        self._offsets = array("Q" if large else "I")  # of 4 bytes: records begin there
+        self._offsets = array("I")  # of 4 bytes: records begin there
         self._sides = array("H")
         self._boxes, self._classes, self._difficult = array("f"), array("i"), bytearray()
         self._fingerprints = bytearray()
         self._left_out: list[int] = []  # how many samples stood before each record that is left out
+
+    def begin(self, file: File) -> None:
+        """What is added from now on are records of this RecordIO file."""
+        if file.size >= 1 << 34 and self._offsets.typecode == "I":
+            self._offsets = array("Q", self._offsets)
+        self._record_files.append(file)
+        self._file_starts.append(len(self))
+        self._file_starts_left_out.append(len(self._left_out))
 
     def append(self, sample: Sample) -> None:
         """Add a sample; its name must begin with the prefix."""
@@ -112,9 +122,13 @@ class SampleTable(Sequence[Sample]):
 
     def _place(self, index: int) -> tuple[str, File, int]:
         """Name, file and offset of a sample."""
-        if isinstance(self._file, File):
-            number, offset = index + bisect_right(self._left_out, index), 4 * self._offsets[index]
-            return f"{self._prefix}, record {number} at byte {offset}", self._file, offset
+        if self._record_files:
+            which = bisect_right(self._file_starts, index) - 1
+            file, offset = self._record_files[which], 4 * self._offsets[index]
+            first, end = [*self._file_starts_left_out, len(self._left_out)][which : which + 2]
+            left_out = bisect_right(self._left_out, index, first, end) - first
+            number = index - self._file_starts[which] + left_out
+            return f"{self._prefix}{file.name}, record {number} at byte {offset}", file, offset
         begin, end = (self._name_ends[index - 1] if index else 0), self._name_ends[index]
         name = self._names[begin:end].decode("utf-8", "surrogateescape")
         return self._prefix + name, self._file(name), -1
