@@ -1,6 +1,7 @@
 """Channels of images with one SageMaker JSON annotation each, to samples."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
@@ -54,13 +55,27 @@ def read_image_channel(
     if records:
         text = f"it also holds {records[0].name}, which is not read: its images are."
         findings.warn("files without use", f"channel {image_folder.name}", text)
-    reader = _Reader(image_folder.name, annotation_folder.name, ImageIndex(image_files, rules.sharded), rules)
+    reader = Reader(image_folder.name, annotation_folder.name, ImageIndex(image_files, rules.sharded), rules)
+    reads = in_threads(reader.read_file, annotation_files)
+    return collect(image_folder, image_files, reads, len(annotation_files), rules, findings, progress)
+
+
+def collect(
+    image_folder: Folder,
+    image_files: list[File],
+    reads: Iterable["Read"],
+    count: int,
+    rules: Rules,
+    findings: Findings,
+    progress: Progress,
+) -> Dataset:
+    """What `count` annotations gave as a data set, with what only shows when they are put together."""
     dataset = Dataset()
     table = SampleTable(f"{image_folder.name}/", image_folder.file)
     annotated: dict[str, str] = {}
     bad: list[tuple[str, str]] = []
-    with progress(f"channel {image_folder.name}", len(annotation_files)) as advance:
-        for read in in_threads(reader.read, annotation_files):
+    with progress(f"channel {image_folder.name}", count) as advance:
+        for read in reads:
             advance(1)
             findings.extend(read.findings)
             bad += read.bad
@@ -85,8 +100,8 @@ def read_image_channel(
 
 
 @dataclass
-class _Read:
-    """What one annotation file gave; `image` is the name of the image that it annotates, empty if there is none."""
+class Read:
+    """What one annotation gave; `image` is the name of the image that it annotates, empty if there is none."""
 
     where: str
     image: str = ""
@@ -97,16 +112,21 @@ class _Read:
 
 
 @dataclass(frozen=True)
-class _Reader:
-    """Reads one annotation file at a time; shared by threads, so nothing in it changes."""
+class Reader:
+    """Reads one annotation at a time; shared by threads, so nothing in it changes.
+
+    `path_name` is what users know the path of an image by.
+    """
 
     image_channel: str
     annotation_channel: str
     index: ImageIndex
     rules: Rules
+    path_name: str = "file"
 
-    def read(self, file: File) -> _Read:
-        read = _Read(f"{self.annotation_channel}/{file.name}")
+    def read_file(self, file: File) -> Read:
+        """An annotation file."""
+        read = Read(f"{self.annotation_channel}/{file.name}")
         document = _parse(file, read)
         if document is None:
             return read
@@ -114,7 +134,12 @@ class _Reader:
             text = "the file is in COCO's format, which is not read directly; make a .rec file with ssd-algo pack."
             read.findings.refuse("COCO file", read.where, text)
             return read
-        read.image = self._image_of(document, file, read)
+        self.read_document(document, file.name.rsplit(".", 1)[0], read)
+        return read
+
+    def read_document(self, document: dict[str, Any], own: str, read: Read) -> None:
+        """The content of an annotation file called `own`, without extension."""
+        read.image = self._image_of(document, own, read)
         _read_class_names(document, read)
         said, header = _image_size(document, read), None
         if read.image and self.rules.headers:
@@ -126,7 +151,7 @@ class _Reader:
         size = (max(width for width, _ in sizes), max(height for _, height in sizes)) if sizes else None
         label = _label(document, size, read)
         if label is None:
-            return read
+            return
         objects = check_objects(label, self.rules, read.findings)
         if read.image and not read.bad:
             read.sample = Sample(
@@ -139,9 +164,8 @@ class _Reader:
                 label.size,
                 header.fingerprint if header else b"",
             )
-        return read
 
-    def _image_of(self, document: dict[str, Any], file: File, read: _Read) -> str:
+    def _image_of(self, document: dict[str, Any], own: str, read: Read) -> str:
         """Which image an annotation speaks of, by its name; empty when none."""
         path = _property(document, "file", str, "the path of the image below its channel", read)
         if path is None:
@@ -150,29 +174,29 @@ class _Reader:
             read.findings.refuse(
                 "file outside the channel",
                 read.where,
-                f'"file" is "{path}", which leads out of channel {self.image_channel}; give the path below it.',
+                f'"{self.path_name}" is "{path}", which leads out of channel {self.image_channel}; give the path below '
+                "it.",
             )
             return ""
-        own = file.name.rsplit(".", 1)[0]
         found, wrong = self.index.find(path, own)
         if not found and not wrong:
             return ""
         if not found:
-            text = f'"file" is "{path}", but channel {self.image_channel} {wrong}'
+            text = f'"{self.path_name}" is "{path}", but channel {self.image_channel} {wrong}'
             read.findings.refuse("annotation without image", read.where, text)
             return ""
         if own in self.index.by_stem and found.rsplit("/", 1)[-1].rsplit(".", 1)[0] != own.rsplit("/", 1)[-1]:
             read.findings.refuse(
                 "file that names another image",
                 read.where,
-                f'"file" is "{path}", but channel {self.image_channel} holds an image named {own}, as the '
+                f'"{self.path_name}" is "{path}", but channel {self.image_channel} holds an image named {own}, as the '
                 "annotation is; name that one, or rename the annotation.",
             )
             return ""
         return found
 
 
-def _parse(file: File, read: _Read) -> dict[str, Any] | None:
+def _parse(file: File, read: Read) -> dict[str, Any] | None:
     """The JSON object of an annotation file; None when there is none."""
     try:
         document = json.loads(file.read().decode("utf-8-sig"))
@@ -198,7 +222,7 @@ def _parse(file: File, read: _Read) -> dict[str, Any] | None:
     return None
 
 
-def _property(owner: dict[str, Any], name: str, kind: type, meaning: str, read: _Read) -> Any:
+def _property(owner: dict[str, Any], name: str, kind: type, meaning: str, read: Read) -> Any:
     """A property of the right type, or None and a fault."""
     value = owner.get(name)
     if isinstance(value, kind) and (value or kind is list):
@@ -212,7 +236,7 @@ def _property(owner: dict[str, Any], name: str, kind: type, meaning: str, read: 
     return None
 
 
-def _image_size(document: dict[str, Any], read: _Read) -> tuple[int, int] | None:
+def _image_size(document: dict[str, Any], read: Read) -> tuple[int, int] | None:
     meaning = '[{"width": ..., "height": ..., "depth": 3}] in pixels'
     sizes = document.get("image_size")
     if isinstance(sizes, dict):
@@ -234,7 +258,7 @@ def _image_size(document: dict[str, Any], read: _Read) -> tuple[int, int] | None
     return None
 
 
-def _label(document: dict[str, Any], size: tuple[int, int] | None, read: _Read) -> Label | None:
+def _label(document: dict[str, Any], size: tuple[int, int] | None, read: Read) -> Label | None:
     """Class and corners of each object; objects that are not made of numbers are reported."""
     meaning = "a list of objects, an empty one for an image without any"
     entries = _property(document, "annotations", list, meaning, read)
@@ -289,7 +313,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 100 else f"{text[:99]}…"
 
 
-def _read_class_names(document: dict[str, Any], read: _Read) -> None:
+def _read_class_names(document: dict[str, Any], read: Read) -> None:
     categories = document.get("categories")
     if categories is None:
         return

@@ -14,6 +14,7 @@ from ssd_algo.data.check import check_classes, check_duplicates, describe, repor
 from ssd_algo.data.files import Folder, list_folder
 from ssd_algo.data.findings import Findings
 from ssd_algo.data.labels import Dataset, Rules
+from ssd_algo.data.manifest import has_manifest, read_manifest_channel
 from ssd_algo.data.progress import Progress, silent
 from ssd_algo.data.records import read_record_channel
 from ssd_algo.data.table import SampleTable
@@ -234,6 +235,7 @@ def _check_format(
     """Whether content type, annotation channel and files of a channel agree, and all that it needs is there."""
     content_type, annotation = channels[name].content_type, f"{name}_annotation"
     folder, before = folders[name], len(findings.faults)
+    labelled = folder is not None and has_manifest(folder)
     if annotation in channels and content_type == _RECORD_TYPE:
         findings.refuse(
             "channels that contradict each other",
@@ -241,7 +243,7 @@ def _check_format(
             f"its content type is {_RECORD_TYPE}, which has its labels in the .rec file, but there is a channel "
             f"{annotation} too; leave it out, or give channel {name} one of the types {', '.join(_IMAGE_TYPES)}.",
         )
-    elif annotation not in channels and content_type in _IMAGE_TYPES:
+    elif annotation not in channels and content_type in _IMAGE_TYPES and not labelled:
         findings.refuse(
             "missing channel",
             f"channel {annotation}",
@@ -256,7 +258,7 @@ def _check_format(
                 f"it holds {folder.with_extension('.rec')[0].name} and no image, but there is a channel {annotation}; "
                 f"leave that out, with the content type {_RECORD_TYPE} or none for channel {name}.",
             )
-        if annotation not in channels and pictures and not records:
+        if annotation not in channels and pictures and not records and not labelled:
             findings.refuse(
                 "channels that contradict each other",
                 f"channel {name}",
@@ -280,4 +282,6 @@ def _read(
     rules = replace(rules, headers=channels[name].input_mode != "FastFile", sharded=channels[name].sharded)
     if annotations is not None:
         return read_image_channel(folder, annotations, rules, findings, progress)
+    if has_manifest(folder):
+        return read_manifest_channel(folder, rules, findings, progress)
     return read_record_channel(folder, rules, findings, progress)
