@@ -11,7 +11,7 @@ from typing import IO
 
 from conftest import TRAIN, environment, read_until, write_config
 
-NAMESPACE, BRIDGE = "ssd-algo-test", "ssdtest0"
+NAMESPACE = "ssd-algo-test"
 
 
 def ip(*arguments: str) -> None:
@@ -20,32 +20,35 @@ def ip(*arguments: str) -> None:
 
 @contextlib.contextmanager
 def network(count: int) -> Iterator[list[tuple[str, list[str]]]]:
-    """For each host its name and what runs a command on it: in a network namespace, else on an address of loopback."""
+    """For each host its name and what runs a command on it: in a network namespace, else on an address of loopback.
+
+    What joins them is in a namespace too, so that the machine's own network, and its firewall, have no part in it.
+    """
     if os.geteuid() != 0 or shutil.which("ip") is None:
         yield [(f"127.0.0.{number + 1}", []) for number in range(count)]
         return
-    names = [f"{NAMESPACE}-{number}" for number in range(count)]
-    remove(names)  # of tests that were killed
+    switch, names = f"{NAMESPACE}-switch", [f"{NAMESPACE}-{number}" for number in range(count)]
+    remove([switch, *names])  # of tests that were killed
     try:
-        ip("link", "add", BRIDGE, "type", "bridge")
-        ip("link", "set", BRIDGE, "up")
+        ip("netns", "add", switch)
+        ip("-n", switch, "link", "add", "bridge", "type", "bridge")
+        ip("-n", switch, "link", "set", "bridge", "up")
         for number, name in enumerate(names):
             ip("netns", "add", name)
-            ip("link", "add", f"{BRIDGE}-{number}", "type", "veth", "peer", "name", "eth0", "netns", name)
-            ip("link", "set", f"{BRIDGE}-{number}", "master", BRIDGE, "up")
+            ip("-n", switch, "link", "add", f"port{number}", "type", "veth", "peer", "name", "eth0", "netns", name)
+            ip("-n", switch, "link", "set", f"port{number}", "master", "bridge", "up")
             ip("-n", name, "addr", "add", f"10.213.0.{number + 1}/24", "dev", "eth0")
             ip("-n", name, "link", "set", "eth0", "up")
             ip("-n", name, "link", "set", "lo", "up")
         yield [(f"10.213.0.{number + 1}", ["ip", "netns", "exec", name]) for number, name in enumerate(names)]
     finally:
-        remove(names)
+        remove([switch, *names])
 
 
 def remove(names: Sequence[str]) -> None:
-    for number, name in enumerate(names):
-        subprocess.run(["ip", "link", "del", f"{BRIDGE}-{number}"], capture_output=True)
+    """Network namespaces, with all that is in them."""
+    for name in names:
         subprocess.run(["ip", "netns", "del", name], capture_output=True)
-    subprocess.run(["ip", "link", "del", BRIDGE], capture_output=True)
 
 
 @dataclass
