@@ -140,30 +140,8 @@ class Reader:
     def read_document(self, document: dict[str, Any], own: str, read: Read) -> None:
         """The content of an annotation file called `own`, without extension."""
         read.image = self._image_of(document, own, read)
-        _read_class_names(document, read)
-        said, header = _image_size(document, read), None
-        if read.image and self.rules.headers:
-            header = header_of(f"{self.image_channel}/{read.image}", self.index.by_name[read.image], read.bad)
-        if said and header:
-            check_size(said, f"{self.image_channel}/{read.image}", header, read.where, read.findings)
-        # Where the two contradict each other, boxes may be right for either: that is one fault, not many.
-        sizes = [size for size in (said, header and (header.width, header.height)) if size]
-        size = (max(width for width, _ in sizes), max(height for _, height in sizes)) if sizes else None
-        label = _label(document, size, read)
-        if label is None:
-            return
-        objects = check_objects(label, self.rules, read.findings)
-        if read.image and not read.bad:
-            read.sample = Sample(
-                f"{self.image_channel}/{read.image}",
-                self.index.by_name[read.image],
-                -1,
-                objects.boxes,
-                objects.classes,
-                objects.difficult,
-                label.size,
-                header.fingerprint if header else b"",
-            )
+        file = self.index.by_name[read.image] if read.image else None
+        read_labels(document, f"{self.image_channel}/{read.image}", file, self.rules, read)
 
     def _image_of(self, document: dict[str, Any], own: str, read: Read) -> str:
         """Which image an annotation speaks of, by its name; empty when none."""
@@ -194,6 +172,26 @@ class Reader:
             )
             return ""
         return found
+
+
+def read_labels(document: dict[str, Any], name: str, file: File | None, rules: Rules, read: Read) -> None:
+    """Make a sample called `name` of an annotation and its image; None where there is no image, or it is unreadable."""
+    _read_class_names(document, read)
+    said, header = _image_size(document, read), None
+    if file is not None and rules.headers:
+        header = header_of(name, file, read.bad)
+    if said and header:
+        check_size(said, name, header, read.where, read.findings)
+    # Where the two contradict each other, boxes may be right for either: that is one fault, not many.
+    sizes = [size for size in (said, header and (header.width, header.height)) if size]
+    size = (max(width for width, _ in sizes), max(height for _, height in sizes)) if sizes else None
+    label = _label(document, size, read)
+    if label is None:
+        return
+    objects = check_objects(label, rules, read.findings)
+    if file is not None and not read.bad:
+        fingerprint = header.fingerprint if header else b""
+        read.sample = Sample(name, file, -1, objects.boxes, objects.classes, objects.difficult, label.size, fingerprint)
 
 
 def _parse(file: File, read: Read) -> dict[str, Any] | None:
