@@ -46,6 +46,7 @@ def test_defaults_are_the_built_ins() -> None:
         "max_bad_records": 0,
         "augmentation": True,
         "cache_mb": 0,
+        "spool_mb": 4096,
     }
 
 
@@ -213,6 +214,7 @@ def test_final_configuration_is_the_built_ins_file() -> None:
         "max_bad_records": "0",
         "augmentation": "True",
         "cache_mb": "0",
+        "spool_mb": "4096",
     }
 
 

@@ -29,9 +29,9 @@ def write(path: Path, *payloads: bytes) -> Path:
     return path
 
 
-def read_all(path: Path, images: bool = True) -> list[tuple[int, bytes]]:
+def read_all(path: Path) -> list[tuple[int, bytes]]:
     with path.open("rb") as file:
-        return list(recordio.read_records(file, path.stat().st_size, images))
+        return list(recordio.read_records(file, path.stat().st_size))
 
 
 def test_mxnet_writes_and_we_read(tmp_path: Path) -> None:
@@ -79,16 +79,6 @@ def test_difficult_objects_have_six_values() -> None:
     record = recordio.unpack(recordio.pack(0, BOXES, CLASSES, np.asarray([True, False]), b"image"))
     assert record.label_width == 2 + 2 * 6
     assert record.difficult.tolist() == [True, False]
-
-
-def test_labels_alone(tmp_path: Path) -> None:
-    """Images are passed over, except where a record is in several pieces."""
-    whole = recordio.pack(0, BOXES, CLASSES, EASY, b"x" * 100)
-    split = recordio.pack(1, BOXES, CLASSES, EASY, b"abcd" + MAGIC + b"efgh")
-    path = write(tmp_path / "a.rec", whole, split, whole)
-    found = read_all(path, images=False)
-    assert [offset for offset, _ in found] == [offset for offset, _ in read_all(path)]
-    assert [payload for _, payload in found] == [whole[:-100], split, whole[:-100]]
 
 
 def test_extras_in_the_header_are_skipped() -> None:

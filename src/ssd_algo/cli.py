@@ -190,6 +190,40 @@ def show(channels: tuple[str, ...], output: Path, image_shape: int, seed: int) -
     click.echo(f"{output}: 25 augmented images of {len(dataset.samples)}.")
 
 
+@main.command()
+@click.argument("channel", type=click.Path(path_type=Path))
+@click.argument("sources", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--passes", type=click.IntRange(1), default=1, show_default=True, help="One an epoch.")
+@click.option("--attributes", default="source-ref,boxes", show_default=True, help="Of a manifest, in their order.")
+@click.option("--gzip", "compressed", is_flag=True, help="Compress the stream.")
+@click.option("--rate", type=click.FloatRange(0, min_open=True), help="MB a second.")
+@click.option("--cut", type=click.IntRange(0), help="End each pass after so many bytes.")
+@click.option(
+    "--stall",
+    type=(click.IntRange(0), click.FloatRange(0)),
+    help="After so many bytes, nothing comes for so many seconds.",
+)
+def feed(
+    channel: Path,
+    sources: tuple[Path, ...],
+    passes: int,
+    attributes: str,
+    compressed: bool,
+    rate: float | None,
+    cut: int | None,
+    stall: tuple[int, float] | None,
+) -> None:
+    """Play the platform for a channel in Pipe mode: make its FIFOs and write SOURCES into them.
+
+    CHANNEL is base/input/data/NAME; the FIFOs are NAME_0, NAME_1, ... SOURCES are .rec files, or one manifest of Ground
+    Truth beside whose images it lies.
+    """
+    from ssd_algo.data.feed import Faults
+    from ssd_algo.data.feed import feed as write
+
+    write(channel, sources, attributes.split(","), passes, compressed, rate, Faults(cut, stall))
+
+
 @main.command(hidden=True)
 @click.argument("folder", type=click.Path(path_type=Path))
 def fetch_weights(folder: Path) -> None:

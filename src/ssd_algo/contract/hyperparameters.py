@@ -173,6 +173,12 @@ class Hyperparameters(BaseModel):
     augmentation: bool = _ours(
         True, "Random crops, zoom, mirroring and colours in training; False trains on whole, unchanged images."
     )
+    spool_mb: int = _ours(
+        4096,
+        "Scratch disk (memory as long as there is room) for what a channel `train` in Pipe mode delivers ahead of "
+        "training, in MB.",
+        ge=1,
+    )
     cache_mb: int = _ours(
         0, "Memory for decoded training images, in MB; used when all fit. 0 decodes each image in each epoch.", ge=0
     )

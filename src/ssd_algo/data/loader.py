@@ -94,21 +94,186 @@ def batch_at(order: NDArray[np.uint32], number: int, batch_size: int) -> tuple[N
     return np.resize(np.concatenate([real, order]), batch_size), len(real)
 
 
+class Workers:
+    """Processes that fill slots with batches; use as a context manager.
+
+    Parameters
+    ----------
+    samples : sequence of Sample
+        Those that can be asked for by their numbers.
+    side : int
+        Side of the square images, pixels.
+    batch_size, count : int
+    most_boxes : int
+        Of an image.
+    seed : int
+        With the epoch and the sample's number it fixes each augmentation, whatever the number of workers.
+    augmented : bool
+        Otherwise an image is resized to the square, as for serving.
+    cache : Cache or None
+    draws : tuple of int
+        As `Share` has it.
+
+    Attributes
+    ----------
+    slots : list of Batch
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        side: int,
+        batch_size: int,
+        count: int,
+        most_boxes: int,
+        seed: int,
+        augmented: bool = True,
+        cache: "Cache | None" = None,
+        draws: tuple[int, ...] = (),
+    ) -> None:
+        self._samples, self._side, self._seed, self._augmented = samples, side, seed, augmented
+        self._cache, self._draws = cache, draws
+        self.slots = [_slot(batch_size, side, most_boxes) for _ in range(2 * count)]
+        context = multiprocessing.get_context("fork")
+        self._pipes: list[Connection] = []
+        self._processes: list[ForkProcess] = []
+        # Workers ignore SIGTERM, with which multiprocessing would end those that are left when the interpreter ends.
+        multiprocessing.util.Finalize(self, _kill, [self._processes], exitpriority=0)
+        try:
+            for _ in range(count):
+                ours, theirs = context.Pipe()
+                process = context.Process(target=self._work, args=(theirs, os.getpid()), daemon=True)
+                process.start()
+                theirs.close()
+                self._pipes.append(ours)
+                self._processes.append(process)
+        except BaseException:  # a job that is stopped right now
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the processes."""
+        _kill(self._processes)
+
+    def slot(self, number: int) -> Batch:
+        """The slot of a batch."""
+        return self.slots[number % len(self.slots)]
+
+    def ask(
+        self, number: int, epoch: int, indices: NDArray[np.uint32], samples: Sequence[Sample] | None = None
+    ) -> None:
+        """Have a worker make a batch, of samples by their numbers, or of these.
+
+        Raises
+        ------
+        AlgorithmError
+            When the worker has died.
+        """
+        pipe = self._pipes[number % len(self._pipes)]
+        try:
+            pipe.send((number, number % len(self.slots), epoch, indices, samples))
+        except (BrokenPipeError, ConnectionResetError) as lost:
+            raise self._ended(pipe) from lost
+
+    def finished(self) -> dict[int, dict[int, NotAnImage]]:
+        """Wait for workers; the numbers of the batches that they made, and in each the places without an image.
+
+        Raises
+        ------
+        UserError
+        AlgorithmError
+            When a worker died.
+        """
+        finished = {}
+        for pipe in cast("list[Connection]", wait(self._pipes)):
+            try:
+                number, result = pipe.recv()
+            except (EOFError, ConnectionResetError) as lost:
+                raise self._ended(pipe) from lost
+            if isinstance(result, Exception):
+                raise result
+            finished[number] = result
+        return finished
+
+    def _ended(self, pipe: Connection) -> AlgorithmError:
+        """What to say of the dead worker behind a pipe."""
+        process = self._processes[self._pipes.index(pipe)]
+        process.join()
+        return AlgorithmError(
+            f"A process that loads images ended with exit code {process.exitcode}, perhaps for want of memory."
+        )
+
+    def _work(self, pipe: Connection, parent: int) -> None:
+        """A worker's life: make the batches asked for until killed."""
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # whatever kills the parent kills us
+        if os.getppid() != parent:
+            return
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to all of the job's processes, it is for the parent
+        cv2.setNumThreads(0)
+        while True:
+            number, slot, epoch, indices, samples = pipe.recv()
+            try:
+                result: Any = self._fill(self.slots[slot], epoch, indices, samples)
+            except UserError as error:
+                result = error
+            except OSError as error:
+                result = UserError(f"An image cannot be read ({error}).")
+            except Exception as error:
+                result = AlgorithmError(f"Loading images failed: {type(error).__name__}: {error}")
+            pipe.send((number, result))
+
+    def _fill(
+        self, batch: Batch, epoch: int, indices: NDArray[np.uint32], samples: Sequence[Sample] | None
+    ) -> dict[int, NotAnImage]:
+        """Make a batch; returns the places whose image cannot be decoded."""
+        batch.boxes[:] = 0
+        batch.classes[:] = -1
+        bad = {}
+        for place, index in enumerate(indices):
+            sample = self._samples[index] if samples is None else samples[place]
+            try:
+                self._put(batch, place, int(index), sample, epoch)
+            except NotAnImage as error:
+                bad[place] = error
+                batch.images[place] = 0  # whatever was there before depends on the number of slots
+        return bad
+
+    def _put(self, batch: Batch, place: int, index: int, sample: Sample, epoch: int) -> None:
+        """Put a sample into its place of a batch."""
+        if not self._augmented:
+            batch.images[place] = images.to_square(self._decoded(index, sample, sample.encoded), self._side)
+            batch.boxes[place, : len(sample.boxes)] = sample.boxes
+            batch.classes[place, : len(sample.classes)] = sample.classes
+            return
+        generator = np.random.default_rng([self._seed, epoch, index, *self._draws])
+        decode = functools.partial(self._decoded, index)
+        batch.images[place], moved, classes = augmented(sample, self._side, generator, decode)
+        batch.boxes[place, : len(moved)] = moved / self._side
+        batch.classes[place, : len(classes)] = classes
+
+    def _decoded(self, index: int, sample: Sample, encoded: Callable[[], bytes], reduction: int = 1) -> Pixels:
+        """The decoded image, from the cache if there is one."""
+        if self._cache is None:
+            return decoded(sample, encoded, reduction)
+        cached = self._cache.get(index)
+        if cached is not None:
+            return cached
+        image = decoded(sample, encoded)
+        self._cache.put(index, image)
+        return image
+
+
 class Loader:
     """Batches of augmented samples, epoch by epoch; use as a context manager.
 
     Parameters
     ----------
     samples : sequence of Sample
-    side : int
-        Side of the square images, pixels.
-    batch_size, workers : int
-    seed : int
-        With the epoch and the sample's index it fixes each augmentation, whatever the number of workers.
+    side, batch_size, workers, seed, augmented
+        As `Workers` has them.
     may_skip : int
         Images that may turn out not to be decodable; they weigh nothing in their batches.
-    augmented : bool
-        Otherwise an image is resized to the square, as for serving.
     shuffled : bool
         Otherwise samples come in their order.
     cache_bytes : int
@@ -134,35 +299,19 @@ class Loader:
         cache_bytes: int = 0,
         share: Share = Share(),
     ) -> None:
-        self._samples, self._side, self._batch_size, self._seed = samples, side, batch_size, seed
-        self._augmented, self._shuffled, self._share = augmented, shuffled, share
+        self._samples, self._batch_size, self._seed = samples, batch_size, seed
+        self._shuffled, self._share = shuffled, share
         self._skipped = Skipped(may_skip, len(samples))
-        self._cache = Cache.of(samples, cache_bytes) if cache_bytes else None
         self.waited = 0.0
         most_boxes = max(1, *(len(sample.classes) for sample in samples))
-        self._slots = [_slot(batch_size, side, most_boxes) for _ in range(2 * workers)]
-        context = multiprocessing.get_context("fork")
-        self._pipes: list[Connection] = []
-        self._processes: list[ForkProcess] = []
-        # Workers ignore SIGTERM, with which multiprocessing would end those that are left when the interpreter ends.
-        multiprocessing.util.Finalize(self, _kill, [self._processes], exitpriority=0)
-        try:
-            for _ in range(workers):
-                ours, theirs = context.Pipe()
-                process = context.Process(target=self._work, args=(theirs, os.getpid()), daemon=True)
-                process.start()
-                theirs.close()
-                self._pipes.append(ours)
-                self._processes.append(process)
-        except BaseException:  # a job that is stopped right now
-            self.__exit__()
-            raise
+        cache = Cache.of(samples, cache_bytes) if cache_bytes else None
+        self._workers = Workers(samples, side, batch_size, workers, most_boxes, seed, augmented, cache, share.draws)
 
     def __enter__(self) -> "Loader":
         return self
 
     def __exit__(self, *_: Any) -> None:
-        _kill(self._processes)
+        self._workers.close()
 
     def steps(self) -> int:
         """Batches in an epoch."""
@@ -190,107 +339,20 @@ class Loader:
         asked = first
         for number in range(first, self.steps()):
             # Every slot but those of batches not taken yet is free: work ahead as far as the slots go.
-            while asked < min(self.steps(), number + len(self._slots)):
-                self._ask(asked, epoch, batch_at(order, asked, self._batch_size)[0])
+            while asked < min(self.steps(), number + len(self._workers.slots)):
+                self._workers.ask(asked, epoch, batch_at(order, asked, self._batch_size)[0])
                 asked += 1
             indices, real = batch_at(order, number, self._batch_size)
             begun = time.perf_counter()
             while number not in done:
-                done |= self._finished()
+                done |= self._workers.finished()
             self.waited += time.perf_counter() - begun
             weights = (np.arange(self._batch_size) < real).astype(np.float32)
             for place, reason in done.pop(number).items():
                 self._skipped.add(self._samples[indices[place]].name, reason)
                 weights[place] = 0
-            slot = self._slots[number % len(self._slots)]
+            slot = self._workers.slot(number)
             yield Batch(slot.images, slot.boxes, slot.classes, weights)
-
-    def _ask(self, number: int, epoch: int, indices: NDArray[np.uint32]) -> None:
-        """Have a worker make a batch."""
-        pipe = self._pipes[number % len(self._pipes)]
-        try:
-            pipe.send((number, number % len(self._slots), epoch, indices))
-        except (BrokenPipeError, ConnectionResetError) as lost:
-            raise self._ended(pipe) from lost
-
-    def _ended(self, pipe: Connection) -> AlgorithmError:
-        """What to say of the dead worker behind a pipe."""
-        process = self._processes[self._pipes.index(pipe)]
-        process.join()
-        return AlgorithmError(
-            f"A process that loads images ended with exit code {process.exitcode}, perhaps for want of memory."
-        )
-
-    def _finished(self) -> dict[int, dict[int, NotAnImage]]:
-        """Wait for workers; the numbers of the batches that they made, and in each the places without an image."""
-        finished = {}
-        for pipe in cast("list[Connection]", wait(self._pipes)):
-            try:
-                number, result = pipe.recv()
-            except (EOFError, ConnectionResetError) as lost:
-                raise self._ended(pipe) from lost
-            if isinstance(result, Exception):
-                raise result
-            finished[number] = result
-        return finished
-
-    def _work(self, pipe: Connection, parent: int) -> None:
-        """A worker's life: make the batches asked for until killed."""
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # whatever kills the parent kills us
-        if os.getppid() != parent:
-            return
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to all of the job's processes, it is for the parent
-        cv2.setNumThreads(0)
-        while True:
-            number, slot, epoch, indices = pipe.recv()
-            try:
-                result: Any = self._fill(self._slots[slot], epoch, indices)
-            except UserError as error:
-                result = error
-            except OSError as error:
-                result = UserError(f"An image cannot be read ({error}).")
-            except Exception as error:
-                result = AlgorithmError(f"Loading images failed: {type(error).__name__}: {error}")
-            pipe.send((number, result))
-
-    def _fill(self, batch: Batch, epoch: int, indices: NDArray[np.uint32]) -> dict[int, NotAnImage]:
-        """Make a batch; returns the places whose image cannot be decoded."""
-        batch.boxes[:] = 0
-        batch.classes[:] = -1
-        bad = {}
-        for place, index in enumerate(indices):
-            sample = self._samples[index]
-            try:
-                self._put(batch, place, int(index), sample, epoch)
-            except NotAnImage as error:
-                bad[place] = error
-                batch.images[place] = 0  # whatever was there before depends on the number of slots
-        return bad
-
-    def _put(self, batch: Batch, place: int, index: int, sample: Sample, epoch: int) -> None:
-        """Put a sample into its place of a batch."""
-        if not self._augmented:
-            batch.images[place] = images.to_square(self._decoded(index, sample, sample.encoded), self._side)
-            batch.boxes[place, : len(sample.boxes)] = sample.boxes
-            batch.classes[place, : len(sample.classes)] = sample.classes
-            return
-        generator = np.random.default_rng([self._seed, epoch, index, *self._share.draws])
-        decode = functools.partial(self._decoded, index)
-        batch.images[place], moved, classes = augmented(sample, self._side, generator, decode)
-        batch.boxes[place, : len(moved)] = moved / self._side
-        batch.classes[place, : len(classes)] = classes
-
-    def _decoded(self, index: int, sample: Sample, encoded: Callable[[], bytes], reduction: int = 1) -> Pixels:
-        """The decoded image, from the cache if there is one."""
-        if self._cache is None:
-            return decoded(sample, encoded, reduction)
-        cached = self._cache.get(index)
-        if cached is not None:
-            return cached
-        image = decoded(sample, encoded)
-        self._cache.put(index, image)
-        return image
 
 
 def augmented(

@@ -8,9 +8,11 @@ is `class, xmin, ymin, xmax, ymax, [difficult]`, corners as fractions of the ima
 
 import io
 import struct
+import sys
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,13 +64,8 @@ class BadLabel(ValueError):
         self.rule = rule
 
 
-def read_records(file: BinaryIO, size: int, images: bool = True) -> Iterator[tuple[int, bytes]]:
-    """Offset and payload of each record of a file of `size` bytes.
-
-    Parameters
-    ----------
-    images : bool
-        Without them, only headers and labels are read and yielded, as far as a record is in one piece.
+def read_records(file: BinaryIO, size: int) -> Iterator[tuple[int, bytes]]:
+    """Offset and payload of each record of a file of `size` bytes, which is read from one end to the other.
 
     Raises
     ------
@@ -79,11 +76,55 @@ def read_records(file: BinaryIO, size: int, images: bool = True) -> Iterator[tup
     while file.tell() < size:
         offset = file.tell()
         try:
-            payload = read_record(file, size) if images else _read_label(file, size)
+            payload = read_record(file, size)
         except ValueError as error:
             raise BrokenRecord(number, offset, str(error)) from error
         yield offset, payload
         number += 1
+
+
+def read_stream(stream: "io.BufferedReader[Any]") -> Iterator[tuple[int, bytes]]:
+    """Offset and payload of each record of a stream, until it ends.
+
+    Raises
+    ------
+    BrokenRecord
+        As `read_records` does.
+    """
+    forward, number = _Forward(stream), 0
+    while True:
+        offset = forward.tell()
+        try:
+            if not forward.more():
+                return
+            payload = read_record(cast("BinaryIO", forward), sys.maxsize)
+        except (ValueError, EOFError, OSError, zlib.error) as error:  # all but the first of gzip
+            raise BrokenRecord(number, offset, str(error)) from error
+        yield offset, payload
+        number += 1
+
+
+class _Forward:
+    """A stream as far as reading a record needs of a file."""
+
+    def __init__(self, stream: "io.BufferedReader[Any]") -> None:
+        self._stream, self._at = stream, 0
+
+    def more(self) -> bool:
+        return bool(self._stream.peek(1))
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, count: int) -> bytes:
+        found = self._stream.read(count)
+        self._at += len(found)
+        if len(found) < count:
+            raise ValueError(f"is cut off: the stream ends at byte {self._at}, within it")
+        return found
+
+    def seek(self, count: int, _: int) -> None:
+        self.read(count)
 
 
 def read_record(file: BinaryIO, size: int) -> bytes:
@@ -101,19 +142,6 @@ def read_record(file: BinaryIO, size: int) -> bytes:
         file.seek(-length % 4, io.SEEK_CUR)
         if flag in (_WHOLE, _LAST):
             return _MAGIC_BYTES.join(parts)
-
-
-def _read_label(file: BinaryIO, size: int) -> bytes:
-    """The payload of the record at the file's position up to its image."""
-    start = file.tell()
-    flag, length = _read_head(file, size, _WHOLE_OR_FIRST)
-    if flag != _WHOLE or length < _HEADER.size:
-        file.seek(start)
-        return read_record(file, size)
-    header = file.read(_HEADER.size)
-    label = file.read(min(4 * _HEADER.unpack(header)[0], length - _HEADER.size))
-    file.seek(start + 8 + length + -length % 4)
-    return header + label
 
 
 def _read_head(file: BinaryIO, size: int, flags: tuple[int, int]) -> tuple[int, int]:

@@ -60,9 +60,7 @@ class _Reader:
         with file.open() as opened:
             done = 0
             try:
-                for number, (offset, payload) in enumerate(
-                    recordio.read_records(opened, file.size, self.rules.headers)
-                ):
+                for number, (offset, payload) in enumerate(recordio.read_records(opened, file.size)):
                     advance(opened.tell() - done)
                     done = opened.tell()
                     sample = self._sample(f"{name}, record {number} at byte {offset}", file, offset, payload)

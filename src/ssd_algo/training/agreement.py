@@ -75,9 +75,11 @@ def merged_class_names(hosts: Sequence[str], names: Sequence[Mapping[str, str]])
 
 
 def training_share(
-    peers: Peers, data: TrainingData, hyperparameters: Hyperparameters, channels: Mapping[str, Channel]
+    peers: Peers, count: int, hyperparameters: Hyperparameters, channels: Mapping[str, Channel]
 ) -> Share:
-    """What this host trains on: its part of the images, or all of its own; with as many steps as every other host.
+    """What this host trains on: its part of `count` images, or all of its own; with as many steps as every other host.
+
+    Of a stream nobody knows how many are each host's own: an equal part of what num_training_samples says.
 
     Raises
     ------
@@ -86,10 +88,10 @@ def training_share(
     """
     if peers.size == 1:
         return Share()
-    sharded, count = channels["train"].sharded, len(data.train.samples)
+    sharded, piped = channels["train"].sharded, channels["train"].input_mode == "Pipe"
     if not sharded and count < peers.size:
         raise UserError(f"Channel train has {count} images for {peers.size} hosts; use fewer hosts.")
-    most = max(peers.exchange("images", count)) if sharded else -(-count // peers.size)
+    most = max(peers.exchange("images", count)) if sharded and not piped else -(-count // peers.size)
     steps = -(-most // hyperparameters.mini_batch_size)
     if sharded:
         return Share(steps=steps, draws=(peers.rank,))

@@ -8,7 +8,7 @@ from typing import Any
 
 from ssd_algo.contract.container import Channel
 from ssd_algo.contract.hyperparameters import Hyperparameters
-from ssd_algo.data import images
+from ssd_algo.data import images, pipe
 from ssd_algo.data.annotations import read_image_channel
 from ssd_algo.data.check import check_classes, check_duplicates, describe, report
 from ssd_algo.data.files import Folder, list_folder
@@ -38,12 +38,16 @@ CHANNELS = (*_LABELLED, *_WEIGHTS, *_WITHOUT_USE)
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The job's data sets, and the directory of its model channel if it has one."""
+    """The job's data sets, and the directory of its model channel if it has one.
+
+    Of a channel `train` in Pipe mode there is nothing but where it comes from: `piped`.
+    """
 
     train: Dataset = field(default_factory=Dataset)
     validation: Dataset = field(default_factory=Dataset)
     class_names: dict[int, str] = field(default_factory=dict)
     model: Path | None = None
+    piped: Channel | None = None
 
 
 def fingerprint(dataset: Dataset) -> dict[str, int]:
@@ -82,12 +86,12 @@ def check(
     described = {}
     for name in _READ:
         dataset: Dataset = getattr(data, name)
-        if not findings.faults and not dataset.samples:
+        if not findings.faults and not dataset.samples and not (name == "train" and data.piped):
             findings.refuse("channel without images", f"channel {name}", "no readable, annotated image is left in it.")
         check_classes(name, dataset, rules.num_classes, findings)
         described[name] = describe(dataset, data.class_names, image_shape)
     count = len(data.train.samples)
-    whole = "train" in channels and not channels["train"].sharded
+    whole = "train" in channels and not channels["train"].sharded and not data.piped
     if rules.num_training_samples not in (None, count) and whole and not findings.faults:
         findings.warn(
             "num_training_samples",
@@ -103,11 +107,17 @@ def read(
 ) -> TrainingData:
     """Read the channels of a job, see `check`; what breaks a rule is reported."""
     _check_names(channels, findings)
-    folders = {name: _list(channels[name], findings) for name in channels if name in (*_LABELLED, *_WEIGHTS)}
-    sound = [name for name in _READ if name in channels and _check_format(channels, folders, name, findings)]
+    piped = [name for name in _READ if name in channels and channels[name].input_mode == "Pipe"]
+    listed = [name for name in channels if name in (*_LABELLED, *_WEIGHTS) and name not in piped]
+    folders = {name: _list(channels[name], findings) for name in listed}
+    sound = [name for name in _READ if name in folders and _check_format(channels, folders, name, findings)]
+    for name in piped:
+        _check_pipe(channels, name, findings)
     if findings.faults and not thorough:
         return TrainingData()
     read = {name: _read(channels, folders, name, rules, findings, progress) for name in sound}
+    if "validation" in piped:
+        read["validation"] = Dataset(*pipe.read_all("validation", channels["validation"].location, rules))
     train, validation = (read.get(name, Dataset()) for name in _READ)
     names = dict(train.class_names)
     for identity, name in validation.class_names.items():
@@ -123,7 +133,8 @@ def read(
             pretrained.in_channel(Path(channels["pretrained"].location))
         except UserError as error:
             findings.refuse("channel of weights", "channel pretrained", str(error))
-    return TrainingData(train, validation, names, _model(channels, folders, rules, names, findings))
+    model = _model(channels, folders, rules, names, findings)
+    return TrainingData(train, validation, names, model, channels["train"] if "train" in piped else None)
 
 
 def _model(
@@ -195,14 +206,14 @@ def _list(channel: Channel, findings: Findings) -> Folder | None:
         findings.refuse(
             "input mode",
             f"channel {channel.name}",
-            "it is in Pipe mode, which this version does not read; use File or FastFile mode.",
+            "it is in Pipe mode, in which only train and validation can be; use File or FastFile mode.",
         )
         return None
     if channel.input_mode not in ("File", "FastFile"):
         findings.refuse(
             "input mode",
             f"channel {channel.name}",
-            f'its input mode is "{channel.input_mode}"; it must be File or FastFile.',
+            f'its input mode is "{channel.input_mode}"; it must be File, FastFile or, for train and validation, Pipe.',
         )
         return None
     try:
@@ -269,6 +280,24 @@ def _check_format(
     return len(findings.faults) == before and all(folders.get(each, True) for each in (name, annotation))
 
 
+def _check_pipe(channels: dict[str, Channel], name: str, findings: Findings) -> None:
+    """What is known of a channel in Pipe mode before anything has come through it."""
+    content_type, allowed = channels[name].content_type, _content_types(name)
+    if content_type not in ("", *allowed):
+        findings.refuse(
+            "content type",
+            f"channel {name}",
+            f"its content type is {content_type}; it must be one of {', '.join(allowed)}.",
+        )
+    if f"{name}_annotation" in channels:
+        findings.refuse(
+            "channels that contradict each other",
+            f"channel {name}",
+            f"it is in Pipe mode, in which labels come with the images, but there is a channel {name}_annotation "
+            "too; leave it out, or use File mode.",
+        )
+
+
 def _read(
     channels: dict[str, Channel],
     folders: dict[str, Folder | None],
@@ -279,7 +308,10 @@ def _read(
 ) -> Dataset:
     folder, annotations = folders[name], folders.get(f"{name}_annotation")
     assert folder is not None
-    rules = replace(rules, headers=channels[name].input_mode != "FastFile", sharded=channels[name].sharded)
+    # Records are read from one end to the other; where reading is dear an image file is not opened twice.
+    files = annotations is not None or has_manifest(folder)
+    headers = not files or channels[name].input_mode != "FastFile"
+    rules = replace(rules, headers=headers, sharded=channels[name].sharded)
     if annotations is not None:
         return read_image_channel(folder, annotations, rules, findings, progress)
     if has_manifest(folder):

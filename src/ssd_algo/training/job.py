@@ -14,7 +14,10 @@ from typing import NoReturn
 from ssd_algo.contract import gpus, log_lines
 from ssd_algo.contract.container import FAILURE_LIMIT, Channel, Container, available_cpus, set_up_mxnet
 from ssd_algo.contract.hyperparameters import Hyperparameters, final_configuration
-from ssd_algo.data.loader import Loader, Share
+from ssd_algo.data.loader import Loader, Share, Workers
+from ssd_algo.data.pipe import Passes
+from ssd_algo.data.spool import Spool
+from ssd_algo.data.stream_loader import StreamLoader
 from ssd_algo.errors import AlgorithmError, UserError
 from ssd_algo.model import pretrained
 from ssd_algo.training import agreement, checkpoint, data, parameter_server
@@ -110,10 +113,10 @@ def run(container: Container, stop: Stop, peers: Peers) -> None:
     weights = file_of_weights(container, channels, hyperparameters)
     logger.info(log_lines.number_of_gpus(found))
     training_data = read_data(container, channels, hyperparameters)
-    samples = training_data.train.samples
-    logger.info("Training on %d images, validating on %d.", len(samples), len(training_data.validation.samples))
+    count = images_to_train_on(training_data, hyperparameters)
+    logger.info("Training on %d images, validating on %d.", count, len(training_data.validation.samples))
     training_data = agreement.agree(peers, configuration, training_data, channels)
-    share = agreement.training_share(peers, training_data, hyperparameters, channels)
+    share = agreement.training_share(peers, count, hyperparameters, channels)
     share_of_validation = agreement.validation_share(peers, channels)
     set_up_mxnet(one_shape=True)
     devices = device_count(hyperparameters, found)
@@ -145,19 +148,46 @@ def run(container: Container, stop: Stop, peers: Peers) -> None:
         raise
 
 
-def training_loader(training_data: data.TrainingData, hyperparameters: Hyperparameters, share: Share) -> Loader:
+def images_to_train_on(training_data: data.TrainingData, hyperparameters: Hyperparameters) -> int:
+    """How many there are; of a stream, how many the hyperparameter says."""
+    return hyperparameters.num_training_samples if training_data.piped else len(training_data.train.samples)
+
+
+def training_loader(
+    training_data: data.TrainingData, hyperparameters: Hyperparameters, share: Share
+) -> Loader | StreamLoader:
     """Batches to train on."""
-    return Loader(
-        training_data.train.samples,
-        hyperparameters.image_shape,
-        hyperparameters.mini_batch_size,
+    hp = hyperparameters
+    may_skip = hp.max_bad_records - training_data.train.skipped
+    if training_data.piped is None:
+        return Loader(
+            training_data.train.samples,
+            hp.image_shape,
+            hp.mini_batch_size,
+            available_cpus(),
+            hp.seed,
+            may_skip=may_skip,
+            augmented=hp.augmentation,
+            cache_bytes=hp.cache_mb * 10**6,
+            share=share,
+        )
+    channel, rules = training_data.piped, data.rules(hp)
+    most_boxes = max(1, (hp.label_width - 2) // 5)
+    steps = share.steps or -(-hp.num_training_samples // hp.mini_batch_size)
+    spool = Spool(hp.spool_mb * 10**6)
+    workers = Workers(
+        [],
+        hp.image_shape,
+        hp.mini_batch_size,
         available_cpus(),
-        hyperparameters.seed,
-        may_skip=hyperparameters.max_bad_records - training_data.train.skipped,
-        augmented=hyperparameters.augmentation,
-        cache_bytes=hyperparameters.cache_mb * 10**6,
-        share=share,
+        most_boxes,
+        hp.seed,
+        hp.augmentation,
+        draws=share.draws,
     )
+    passes = Passes(channel.name, channel.location, rules, spool, share.first, share.every)
+    passes.class_names = training_data.class_names
+    return StreamLoader(passes, workers, hp.mini_batch_size, most_boxes, hp.epochs, steps, hp.seed, may_skip)
 
 
 def validation_loader(

@@ -18,6 +18,7 @@ from ssd_algo import whole_files
 from ssd_algo.contract import log_lines
 from ssd_algo.contract.hyperparameters import Hyperparameters
 from ssd_algo.data.loader import Loader
+from ssd_algo.data.stream_loader import StreamLoader
 from ssd_algo.errors import UserError
 from ssd_algo.inference.predictor import Predictor
 from ssd_algo.model import artifact
@@ -107,7 +108,7 @@ class Run:
     Attributes
     ----------
     job : Job
-    loader : Loader
+    loader : Loader or StreamLoader
     trainer : Trainer
     validation : Validation
     checkpoints : Checkpoints
@@ -116,7 +117,7 @@ class Run:
     """
 
     job: Job
-    loader: Loader
+    loader: Loader | StreamLoader
     trainer: Trainer
     validation: Validation
     checkpoints: Checkpoints
@@ -124,7 +125,7 @@ class Run:
     stop: Stop
 
 
-def train(job: Job, loader: Loader, validation_loader: Loader, stop: Stop) -> None:
+def train(job: Job, loader: Loader | StreamLoader, validation_loader: Loader, stop: Stop) -> None:
     """Train for all epochs, until early stopping, or until the job is to stop.
 
     The best model by validation mAP is what is kept; of a job that is stopped before the first validation, the weights

@@ -27,6 +27,7 @@ _WITHOUT_EFFECT = (
     "num_training_samples",
     "label_width",
     "checkpoint_minutes",
+    "spool_mb",
     "max_bad_records",
     "devices",
     "transfer",

@@ -1,0 +1,451 @@
+"""Channels in Pipe mode: real FIFOs, fed by `ssd-algo feed`."""
+
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from conftest import SMALL, TRAIN, assert_refused, environment, read_until, run_train, write_config
+from test_manifest import lines_of, write
+
+from ssd_algo.cli import main
+from ssd_algo.data import recordio, stream_loader
+from ssd_algo.data.files import list_folder
+from ssd_algo.data.findings import Findings
+from ssd_algo.data.labels import Rules
+from ssd_algo.data.loader import Loader, Workers
+from ssd_algo.data.pipe import Passes
+from ssd_algo.data.records import read_record_channel
+from ssd_algo.data.samples import Sample
+from ssd_algo.data.spool import Spool
+from ssd_algo.errors import UserError
+
+FEED = [sys.executable, "-m", "ssd_algo.cli", "feed"]
+RULES = Rules(num_classes=3)
+PIPE = {"TrainingInputMode": "Pipe", "ContentType": "application/x-recordio"}
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory, shapes: Path) -> Path:
+    """The shapes as .rec files, and as manifests beside their images."""
+    folder = tmp_path_factory.mktemp("sources")
+    for channel in ("train", "validation"):
+        (folder / channel).mkdir()
+        arguments = [
+            str(shapes / channel),
+            str(shapes / f"{channel}_annotation"),
+            str(folder / channel / f"{channel}.rec"),
+        ]
+        assert CliRunner().invoke(main, ["pack", *arguments]).exit_code == 0
+        shutil.copytree(shapes / channel, folder / channel, dirs_exist_ok=True)
+        write(folder / channel / f"{channel}.manifest", lines_of(shapes, channel, "s3://bucket/prefix/{}".format))
+    return folder
+
+
+@contextlib.contextmanager
+def fed(channel: Path, *arguments: object) -> Iterator[None]:
+    """While `ssd-algo feed` plays the platform for a channel."""
+    channel.parent.mkdir(parents=True, exist_ok=True)
+    with subprocess.Popen([*FEED, str(channel), *map(str, arguments)]) as process:
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+def passes(channel: Path, rules: Rules = RULES, budget: int = 10**8, first: int = 0, every: int = 1) -> Passes:
+    return Passes(channel.name, str(channel), rules, Spool(budget), first, every)
+
+
+def taken(made: Passes) -> list[Sample]:
+    """All samples of the next pass, the spool given back."""
+    samples = []
+    while (block := made.take(60)) is not None:
+        samples += block.samples
+        made.done(block)
+    return samples
+
+
+def loader(
+    made: Passes, epochs: int, steps: int, batch_size: int = 8, shuffled: bool = False
+) -> stream_loader.StreamLoader:
+    workers = Workers([], 64, batch_size, 2, 20, seed=0, augmented=False)
+    return stream_loader.StreamLoader(made, workers, batch_size, 20, epochs, steps, seed=0, shuffled=shuffled)
+
+
+def copies(batches: Iterator[Any]) -> list[tuple[np.ndarray, ...]]:
+    return [(each.images.copy(), each.boxes.copy(), each.classes.copy(), each.weights.copy()) for each in batches]
+
+
+@pytest.mark.parametrize("kind", ["rec", "rec --gzip", "manifest"])
+def test_the_same_batches_as_of_files(sources: Path, tmp_path: Path, kind: str) -> None:
+    """In each of two epochs: 40 images are 4 batches of 9 and one of 4."""
+    findings = Findings()
+    samples = read_record_channel(list_folder("train", sources / "train"), RULES, findings).samples
+    with Loader(samples, 64, 9, 1, 0, augmented=False, shuffled=False) as files:
+        expected = copies(files.epoch(0))
+    suffix, *options = kind.split()
+    with (
+        fed(tmp_path / "train", sources / "train" / f"train.{suffix}", "--passes", 2, *options),
+        loader(passes(tmp_path / "train"), 2, 5, batch_size=9) as stream,
+    ):
+        for epoch in (0, 1):
+            for ours, theirs in zip(copies(stream.epoch(epoch)), expected, strict=True):
+                real = int(theirs[3].sum())
+                assert ours[3].tolist() == theirs[3].tolist()
+                np.testing.assert_array_equal(ours[0][:real], theirs[0][:real])
+                np.testing.assert_array_equal(ours[2][:real, : theirs[2].shape[1]], theirs[2][:real])
+                # Of a .rec file boxes are what float32 leaves of fractions.
+                np.testing.assert_allclose(ours[1][:real, : theirs[1].shape[1]], theirs[1][:real], atol=1e-6)
+
+
+def test_a_pass_is_shuffled_and_goes_on_where_it_was(sources: Path, tmp_path: Path) -> None:
+    """Each epoch in an order of its own that the seed fixes; a job that begins at batch 2 has the others of that order."""
+    orders = []
+    for epoch, first in ((0, 0), (1, 0), (1, 2)):
+        with (
+            fed(tmp_path / f"{epoch}-{first}", sources / "train" / "train.rec", "--passes", 1),
+            loader(passes(tmp_path / f"{epoch}-{first}"), epoch + 1, 5, shuffled=True) as stream,
+        ):
+            orders.append([images.tobytes() for images, *_ in copies(stream.epoch(epoch, first))])
+    assert orders[0] != orders[1]
+    assert orders[1][2:] == orders[2]
+
+
+def test_hosts_share_a_pass(sources: Path, tmp_path: Path) -> None:
+    names = []
+    for rank in range(3):
+        with fed(tmp_path / f"host-{rank}", sources / "train" / "train.rec"):
+            made = passes(tmp_path / f"host-{rank}", first=rank, every=3)
+            made.start(1)
+            names.append({re.sub("^host-.", "", sample.name) for sample in taken(made)})
+    assert [len(each) for each in names] == [14, 13, 13]
+    assert len(set.union(*names)) == 40
+
+
+def test_several_files_follow_each_other(sources: Path, tmp_path: Path) -> None:
+    files = [sources / channel / f"{channel}.rec" for channel in ("train", "validation")]
+    with fed(tmp_path / "train", *files):
+        made = passes(tmp_path / "train")
+        made.start(1)
+        assert len(taken(made)) == 50
+
+
+def test_a_stream_that_is_longer_or_shorter_than_said(
+    sources: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    twice = fed(tmp_path / "train", sources / "train" / "train.rec", "--passes", 2)
+    with twice, loader(passes(tmp_path / "train"), 2, 3) as stream:
+        weights = [batch.weights.sum() for epoch in (0, 1) for batch in stream.epoch(epoch)]
+    assert weights == [8] * 6
+    assert (
+        "train_0 had 16 images more than the 3 steps of an epoch take: num_training_samples is too small."
+        in caplog.text
+    )
+    with fed(tmp_path / "train", sources / "train" / "train.rec"), loader(passes(tmp_path / "train"), 1, 7) as stream:
+        assert [batch.weights.sum() for batch in stream.epoch(0)] == [8] * 5 + [0, 0]
+
+
+def test_a_spool_that_is_smaller_than_the_stream(sources: Path, tmp_path: Path) -> None:
+    """The ring goes round several times, and nothing is lost; one that does not hold a batch is named."""
+    size = (sources / "train" / "train.rec").stat().st_size
+    with (
+        fed(tmp_path / "train", sources / "train" / "train.rec", "--passes", 3),
+        loader(passes(tmp_path / "train", budget=size // 2), 3, 10, batch_size=4) as stream,
+    ):
+        epochs = [[images.tobytes() for images, *_ in copies(stream.epoch(epoch))] for epoch in range(3)]
+    assert epochs[0] == epochs[1] == epochs[2]
+    assert len(set(epochs[0])) == 10
+    with (
+        fed(tmp_path / "train", sources / "train" / "train.rec"),
+        loader(passes(tmp_path / "train", budget=size // 10), 1, 1, batch_size=40) as stream,
+        pytest.raises(UserError, match=r"^spool_mb is too small: a batch of 40 images does not fit"),
+    ):
+        list(stream.epoch(0))
+
+
+def test_the_fifo_is_read_while_nobody_takes_batches(sources: Path, tmp_path: Path) -> None:
+    """As during a validation: the feeder, which can only write when somebody reads, ends all its passes."""
+    command = [*FEED, str(tmp_path / "train"), str(sources / "train" / "train.rec"), "--passes", "3"]
+    with subprocess.Popen(command) as feeder, loader(passes(tmp_path / "train"), 3, 5) as stream:
+        batches = stream.epoch(0)
+        next(batches)
+        assert feeder.wait(60) == 0
+        assert len(list(batches)) == 4
+
+
+def test_who_waits_says_so_once_a_minute(
+    sources: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream_loader, "_SAY_AGAIN", 1.0)  # a minute of a shorter hour
+    with (
+        caplog.at_level("INFO"),
+        fed(tmp_path / "train", sources / "train" / "train.rec", "--stall", 1000, 3),
+        loader(passes(tmp_path / "train"), 1, 5) as stream,
+    ):
+        assert len(list(stream.epoch(0))) == 5
+    assert re.search(r"Waiting for train_0: nothing came for \d s\.", caplog.text)
+
+
+def job(base: Path, **hyperparameters: str) -> Path:
+    write_config(base, "hyperparameters", SMALL | hyperparameters)
+    write_config(base, "inputdataconfig", {"train": PIPE, "validation": PIPE})
+    return base / "input" / "data"
+
+
+def test_through_the_front_door(sources: Path, tmp_path: Path) -> None:
+    """Both channels; stopped, then started anew, when the platform counts its FIFOs from 0 again."""
+    data = job(tmp_path, epochs="3", checkpoint_minutes="0.0001")
+    (tmp_path / "checkpoints").mkdir()
+    train, validation = (sources / channel / f"{channel}.manifest" for channel in ("train", "validation"))
+    names = ("--attributes", "source-ref,boxes,boxes-metadata")
+    with (
+        fed(data / "train", train, "--passes", 3, *names),
+        fed(data / "validation", validation, *names),
+        subprocess.Popen(TRAIN, env=environment(tmp_path), stdout=subprocess.PIPE, text=True) as process,
+    ):
+        assert process.stdout is not None
+        out = read_until(process.stdout, "#progress_metric")
+        process.send_signal(signal.SIGTERM)
+        out += process.stdout.read()
+        assert process.wait(60) == 0
+    assert "Training on 40 images, validating on 10." in out
+    ((epoch, number),) = re.findall(r"Stopped by SIGTERM in epoch (\d) after batch (\d)", out)
+    for path in data.iterdir():
+        path.unlink()
+    with fed(data / "train", train, "--passes", 3, *names), fed(data / "validation", validation, *names):
+        run = run_train(tmp_path)
+    assert run.code == 0, run.err
+    assert f"Training goes on in epoch {epoch} after batch {number}." in run.out
+    assert "completed 100.0 %" in run.out
+    assert json.loads((tmp_path / "model" / "classes.json").read_text()) == {
+        "0": "circle",
+        "1": "square",
+        "2": "triangle",
+    }
+
+
+def test_a_producer_that_dies_within_a_record(sources: Path, tmp_path: Path) -> None:
+    data = job(tmp_path)
+    with (
+        fed(data / "train", sources / "train" / "train.rec", "--cut", 10_000),
+        fed(data / "validation", sources / "validation" / "validation.rec"),
+    ):
+        run = run_train(tmp_path)
+    number, offset = re.findall(r"record (\d+) at byte (\d+)", run.failure)[0]
+    assert_refused(
+        run,
+        f"train_0, record {number} at byte {offset}: it is cut off: the stream ends at byte 10000, within it; check what the "
+        "channel streams, and that RecordWrapperType is RecordIO for a manifest, and none for .rec files.",
+    )
+
+
+@pytest.mark.parametrize(
+    ("channels", "sentence"),
+    [
+        (
+            {"train": PIPE, "validation": PIPE, "train_annotation": {}},
+            "channel train: it is in Pipe mode, in which labels come with the images, but there is a channel "
+            "train_annotation too; leave it out, or use File mode.",
+        ),
+        (
+            {"train": PIPE | {"ContentType": "text/csv"}, "validation": PIPE},
+            "channel train: its content type is text/csv; it must be one of application/x-recordio, image/jpeg, image/png, "
+            "application/x-image.",
+        ),
+        (
+            {"train": PIPE, "validation": PIPE, "model": {"TrainingInputMode": "Pipe"}},
+            "channel model: it is in Pipe mode, in which only train and validation can be; use File or FastFile mode.",
+        ),
+    ],
+)
+def test_channels_that_cannot_be_pipes(base: Path, channels: dict[str, Any], sentence: str) -> None:
+    write_config(base, "hyperparameters", SMALL)
+    write_config(base, "inputdataconfig", channels)
+    run = run_train(base)
+    assert run.code == 2
+    assert sentence in run.out
+
+
+def record(payload: bytes) -> bytes:
+    file = io.BytesIO()
+    recordio.write_record(file, payload)
+    return file.getvalue()
+
+
+def label(**changed: Any) -> bytes:
+    sound = {
+        "image_size": [{"width": 8, "height": 8, "depth": 3}],
+        "annotations": [{"class_id": 0, "left": 1, "top": 1, "width": 4, "height": 4}],
+    }
+    return json.dumps({name: each for name, each in (sound | changed).items() if each is not None}).encode()
+
+
+def png(side: int = 8) -> bytes:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.new("RGB", (side, side)).save(file, "PNG")
+    return file.getvalue()
+
+
+def packed(*numbers: float, image: bytes | None = None) -> bytes:
+    values = struct.pack(f"<{len(numbers)}f", *numbers)
+    return struct.pack("<IfQQ", len(numbers), 0, 0, 0) + values + (png() if image is None else image)
+
+
+GOOD = packed(2, 5, 0, 0.1, 0.1, 0.5, 0.5)
+FIRST = "train_0, record 0 at byte 0"
+STREAMED = (
+    "; check what the channel streams, and that RecordWrapperType is RecordIO for a manifest, and none for .rec files."
+)
+
+
+def pair(document: bytes, image: bytes | None = None) -> bytes:
+    return record(png() if image is None else image) + record(document)
+
+
+@pytest.mark.parametrize(
+    ("stream", "sentence"),
+    [
+        (b"", "channel train: train_0 ended without a sample; check what the channel streams."),
+        (b"{}", f"{FIRST}: it is cut off: the stream ends at byte 2, within it{STREAMED}"),
+        (b"no records at all", f"{FIRST}: it does not start with the RecordIO magic number 0xced7230a{STREAMED}"),
+        (
+            record(GOOD)[:-4],
+            f"{FIRST}: it is cut off: the stream ends at byte {len(record(GOOD)) - 4}, within it{STREAMED}",
+        ),
+        (record(GOOD)[:20], f"{FIRST}: it is cut off: the stream ends at byte 20, within it{STREAMED}"),
+        (
+            record(GOOD) + b"abcdefgh",
+            f"train_0, record 1 at byte {len(record(GOOD))}: it does not start with the RecordIO magic number 0xced7230a"
+            f"{STREAMED}",
+        ),
+        (
+            struct.pack("<II", recordio.MAGIC, 3 << 29 | 4) + b"abcd",
+            f"{FIRST}: it has the continuation flag 3 where none of that kind may be{STREAMED}",
+        ),
+        (b"\x1f\x8b\x08\x00garbage that is no gzip stream", f"{FIRST}: it "),
+        (
+            record(b"short"),
+            f"{FIRST}: it has 5 bytes, fewer than a header's 24; correct the label and pack the file again.",
+        ),
+        (record(struct.pack("<IfQQ", 0, 1, 0, 0) + png()), f"{FIRST}: it holds one class and no box, "),
+        (
+            record(packed(2, 5, 0, 0.1)),
+            f"{FIRST}: 4 label values do not make a header of 2 (at least 2) and objects of 5 ",
+        ),
+        (record(packed(2, 5, 7, 0.1, 0.1, 0.5, 0.5)), f"{FIRST}, object 0: has the class 7, but num_classes is 3: "),
+        (record(packed(2, 5, -2, 0.1, 0.1, 0.5, 0.5)), f"{FIRST}, object 0: has the class -2; class ids go from 0."),
+        (
+            record(packed(2, 5, 0.5, 0.1, 0.1, 0.5, 0.5)),
+            f"{FIRST}, object 0: has the class 0.5, which is not an integer; ",
+        ),
+        (record(packed(2, 5, 0, 0.5, 0.1, 0.1, 0.5)), f"{FIRST}, object 0: has swapped corners "),
+        (record(packed(2, 5, 0, 10, 10, 50, 50)), f"{FIRST}, object 0: the box 10, 10, 50, 50 is in pixels, "),
+        (
+            record(packed(2, 5, 0, 0.1, 0.1, 1.5, 0.5)),
+            f"{FIRST}, object 0: reaches more than 0.05 over the image's edge ",
+        ),
+        (record(packed(2, 5, 0, float("nan"), 0.1, 0.5, 0.5)), f"{FIRST}, object 0: has a value that is not a finite "),
+        (record(packed(2, 5, 0, 0.1, 0.1, 0.5, 0.5, image=b"no image")), f"{FIRST}: the file is no image; replace or "),
+        (record(packed(2, 5, 0, 0.1, 0.1, 0.5, 0.5, image=b"")), f"{FIRST}: the file is empty; replace or remove the "),
+        (
+            record(label()) + record(png()),
+            f"{FIRST}: it holds JSON where an image should be; AttributeNames must have source-ref first, then the label.",
+        ),
+        (
+            record(png()) * 120,
+            f"train_0, record 99 at byte {99 * len(record(png()))}: none of the first 100 images has a label; AttributeNames must have source-ref, "
+            'then the label, an object with "image_size" and "annotations".',
+        ),
+        (pair(b"{"), f"train_0, record 1 at byte {len(record(png()))}: it is neither an image nor JSON (Expecting "),
+        (pair(b"abc"), f"train_0, record 1 at byte {len(record(png()))}: it is neither an image nor JSON (Expecting "),
+        (
+            record(png()) + record(label()) * 2,
+            f"{FIRST}: 2 labels follow the image; AttributeNames must have source-ref and one label.",
+        ),
+        (pair(label(image_size=None)), f'{FIRST}: the property "image_size" is missing; it must be '),
+        (
+            pair(label(annotations={})),
+            f'{FIRST}: "annotations" is {{}}; it must be a list of objects, an empty one for ',
+        ),
+        (
+            pair(label(annotations=[1])),
+            f"{FIRST}, annotation 0: it is 1, not an object with class_id, left, top, width, ",
+        ),
+        (
+            pair(label(annotations=[{"class_id": 0}])),
+            f"{FIRST}, annotation 0: left and top and width and height missing; ",
+        ),
+        (
+            pair(label(), png(9)),
+            f"{FIRST}: it says 8 x 8 pixels, but {FIRST} is 9 x 9 upright (EXIF orientation applied); ",
+        ),
+        (
+            pair(label(), png()[:-12]),
+            f"{FIRST}: the PNG image is cut off: its end marker is missing; replace or remove the ",
+        ),
+        (
+            (pair(label()) + record(b'{"class-map": {"0": "cow"}}'))
+            + (pair(label()) + record(b'{"class-map": {"0": "dog"}}')),
+            'its class-map calls class 0 "dog", but others call it "cow"; use one name.',
+        ),
+    ],
+)
+def test_streams_that_are_refused(tmp_path: Path, stream: bytes, sentence: str) -> None:
+    """30 of them, and an empty one: a sentence each, with the record and its place."""
+    os.mkfifo(tmp_path / "train_0")
+    writer = threading.Thread(target=(tmp_path / "train_0").write_bytes, args=(stream,))
+    writer.start()
+    made = passes(tmp_path / "train")
+    made.start(1)
+    with pytest.raises(UserError) as raised:
+        taken(made)
+    writer.join(60)
+    assert sentence in str(raised.value)
+
+
+def test_images_without_a_label_are_skipped_and_bad_ones_up_to_max_bad_records(tmp_path: Path) -> None:
+    stream = record(png()) + pair(b"null") + pair(label()) + pair(label(annotations=[])) + pair(label(), png()[:-12])
+    os.mkfifo(tmp_path / "train_0")
+    writer = threading.Thread(target=(tmp_path / "train_0").write_bytes, args=(stream,))
+    writer.start()
+    made = passes(tmp_path / "train", Rules(num_classes=3, max_bad_records=1))
+    made.start(1)
+    assert [len(sample.classes) for sample in taken(made)] == [1, 0]
+    writer.join(60)
+
+
+def test_an_image_with_more_objects_than_label_width_says(tmp_path: Path) -> None:
+    many = [{"class_id": 0, "left": 1, "top": 1, "width": 4, "height": 4}] * 21
+    os.mkfifo(tmp_path / "train_0")
+    writer = threading.Thread(target=(tmp_path / "train_0").write_bytes, args=(pair(label(annotations=many)),))
+    writer.start()
+    with loader(passes(tmp_path / "train"), 1, 1) as stream, pytest.raises(UserError) as raised:
+        list(stream.epoch(0))
+    writer.join(60)
+    assert str(raised.value) == (
+        f"{FIRST}: it has 21 objects, more than the 20 for which label_width has room; raise label_width to 2 + 5 for each "
+        "object."
+    )
+
+
+def test_the_feeder_says_what_is_in_its_way(tmp_path: Path, sources: Path) -> None:
+    (tmp_path / "train_0").write_text("")
+    done = CliRunner().invoke(main, ["feed", str(tmp_path / "train"), str(sources / "train" / "train.rec")])
+    assert done.exit_code == 2
+    assert f"{tmp_path}/train_0 cannot be made (File exists); remove what is in its place." in done.output
