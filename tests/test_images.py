@@ -1,5 +1,6 @@
 """Every kind of image becomes upright RGB."""
 
+import contextlib
 import io
 
 import numpy as np
@@ -170,3 +171,19 @@ def test_fingerprints_tell_images_apart() -> None:
     prints = [images.read_header(io.BytesIO(each), len(each)).fingerprint for each in (one, one, other)]
     assert prints[0] == prints[1]
     assert prints[0] != prints[2]
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("orientation", [None, 1, 6])
+def test_the_size_of_a_jpeg_with_and_without_exif(progressive: bool, orientation: int | None) -> None:
+    exif = Image.Exif()
+    if orientation:
+        exif[0x0112] = orientation
+    file = io.BytesIO()
+    Image.new("RGB", (30, 20)).save(file, "JPEG", progressive=progressive, comment=b"c" * 300, exif=exif)
+    expected = (20, 30) if orientation == 6 else (30, 20)
+    assert images.upright_size(file.getvalue()) == expected
+    assert images.decode(file.getvalue()).shape[1::-1] == expected
+    for end in range(0, len(file.getvalue()), 7):  # cut off anywhere, a size or an error of its own
+        with contextlib.suppress(images.NotAnImage):
+            assert images.upright_size(file.getvalue()[:end]) == expected

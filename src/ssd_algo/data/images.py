@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import struct
 import warnings
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -21,6 +22,9 @@ _EXIF_ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
 
 _JPEG_MAGIC = b"\xff\xd8"
+# Markers of a JPEG: frame headers of all kinds (C4, C8 and CC are other things), EXIF or XMP, and a scan.
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_EXIF_SEGMENT, _SCAN = 0xE1, 0xDA
 _REDUCED = {
     1: cv2.IMREAD_COLOR,
     2: cv2.IMREAD_REDUCED_COLOR_2,
@@ -74,7 +78,7 @@ def upright_size(encoded: bytes) -> tuple[int, int]:
     ------
     NotAnImage
     """
-    return _open(io.BytesIO(encoded))[:2]
+    return _size_of_plain_jpeg(encoded) or _open(io.BytesIO(encoded))[:2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +154,23 @@ def _ends(file: BinaryIO, kind: str) -> bool:
     content = file.read()
     start = _start_of_scan(content) if kind == "JPEG" else 0
     return content.find(_END_MARKERS[kind], start) >= 0
+
+
+def _size_of_plain_jpeg(encoded: bytes) -> tuple[int, int] | None:
+    """Width and height of a JPEG without EXIF, from its frame header (ITU-T T.81, annex B); None for anything else.
+
+    What Pillow does in 60 microseconds, of which a small image takes not many more to be decoded.
+    """
+    place = 2 if encoded.startswith(_JPEG_MAGIC) else len(encoded)
+    while encoded[place : place + 1] == b"\xff" and len(encoded) > place + 9:
+        kind = encoded[place + 1]
+        if kind in _FRAMES:
+            height, width = struct.unpack_from(">HH", encoded, place + 5)
+            return (width, height) if width and height else None
+        if kind in (_EXIF_SEGMENT, _SCAN):
+            return None
+        place += 2 + int.from_bytes(encoded[place + 2 : place + 4], "big")
+    return None
 
 
 def _start_of_scan(jpeg: bytes) -> int:

@@ -114,6 +114,9 @@ def check_objects(label: Label, rules: Rules, findings: Findings) -> Objects:
     in_pixels = label.size is not None
     most = rules.num_classes or MOST_CLASSES
     width, height = label.size or (1, 1)
+    if _are_sound(label, most):  # nearly all are, and a stream's are looked at in every pass
+        fractions = corners / (width, height, width, height) if in_pixels else corners
+        return Objects(fractions.astype(np.float32), classes.astype(np.int64), label.difficult)
     finite = np.isfinite(corners).all(axis=1) & np.isfinite(classes)
     if not in_pixels and np.any(np.abs(corners[finite]) > _PIXELS):
         index = int(np.abs(np.where(finite[:, None], corners, 0)).max(axis=1).argmax())
@@ -198,6 +201,20 @@ def check_objects(label: Label, rules: Rules, findings: Findings) -> Objects:
         findings.warn("box over the edge", label.names[index], text)
     kept = good & ~empty
     return _objects(label, clipped, kept)
+
+
+def _are_sound(label: Label, most: int) -> bool:
+    """Whether no object of a label breaks a rule, reaches over an edge or has no area."""
+    classes, corners = label.classes, label.corners
+    low, high = corners[:, :2], corners[:, 2:]
+    return bool(
+        (low >= 0).all()
+        and (low < high).all()
+        and (high <= (label.size or (1, 1))).all()
+        and (classes >= 0).all()
+        and (classes < most).all()
+        and (classes == np.floor(classes)).all()
+    ) and not (label.size is not None and _are_fractions(corners))
 
 
 def _are_fractions(corners: NDArray[np.float64]) -> bool:

@@ -256,16 +256,16 @@ class _Pass:
             return read
         self.widest = max(self.widest, labelled.label_width)
         objects = objects_of(labelled, where, self.rules, read.findings)
-        try:
-            header = images.read_header(io.BytesIO(labelled.image), len(labelled.image))
-        except images.NotAnImage as error:
-            read.bad.append((where, str(error)))
-            return read
-        size = (header.width, header.height)
+        size, fingerprint = None, b""
+        if self.rules.headers:
+            try:
+                header = images.read_header(io.BytesIO(labelled.image), len(labelled.image))
+            except images.NotAnImage as error:
+                read.bad.append((where, str(error)))
+                return read
+            size, fingerprint = (header.width, header.height), header.fingerprint
         file = self._keep(where, labelled.image)
-        read.sample = Sample(
-            where, file, -1, objects.boxes, objects.classes, objects.difficult, size, header.fingerprint
-        )
+        read.sample = Sample(where, file, -1, objects.boxes, objects.classes, objects.difficult, size, fingerprint)
         return read
 
     def _of_manifest(self, records: Iterator[tuple[str, bytes]]) -> Iterator[Read]:
