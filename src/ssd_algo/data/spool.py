@@ -31,8 +31,8 @@ class Spool:
         self._room = threading.Condition()
         self.waits = False  # for room
 
-    def put(self, name: str, content: bytes) -> tuple[File, int]:
-        """Add bytes as a file of this name; waits for room. Returns it, and the mark up to which it takes the ring.
+    def put(self, content: bytes) -> tuple[int, int]:
+        """Add bytes; waits for room. Returns their place in the file, and the mark up to which they take the ring.
 
         Raises
         ------
@@ -59,7 +59,11 @@ class Spool:
         while view:
             written = os.pwrite(self._descriptor, view, place)
             view, place = view[written:], place + written
-        return File(name, size, partial(_open, self._descriptor, place - size, size)), self._end
+        return place - size, self._end
+
+    def file(self, name: str, place: int, size: int) -> File:
+        """What was put at a place, or a part of it, as a file."""
+        return File(name, size, partial(_open, self._descriptor, place, size))
 
     def free(self, mark: int) -> None:
         """Nothing before the mark is needed any more."""
