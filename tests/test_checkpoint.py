@@ -79,12 +79,12 @@ def test_a_damaged_one_is_named_and_the_one_before_it_used_and_kept(
 def test_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "checkpoint-00000000.safetensors"
     with monkeypatch.context() as patch:
-        patch.setattr("ssd_algo.training.checkpoint.FORMAT", 2)
+        patch.setattr("ssd_algo.training.checkpoint.FORMAT", 3)
         save(path, made(3))
     with pytest.raises(UserError) as raised:
         load(path)
     assert str(raised.value) == (
-        f"{path} has format 2, but this version of ssd-algo reads 1; use the version that wrote it, or an empty folder "
+        f"{path} has format 3, but this version of ssd-algo reads 2; use the version that wrote it, or an empty folder "
         "for checkpoints."
     )
 

@@ -339,6 +339,13 @@ def test_a_chief_whose_name_does_not_resolve_is_waited_for(caplog: pytest.LogCap
     assert "Waiting for algo-1.invalid (" in caplog.text
 
 
+def connected() -> socket.socket:
+    """A connection to a chief that is about to listen."""
+    while True:
+        with contextlib.suppress(ConnectionRefusedError):
+            return socket.create_connection(("127.0.0.1", PORT), timeout=60)
+
+
 def test_whatever_else_connects_is_not_taken_for_a_host() -> None:
     """Nonsense, a message too long, one nested too deep, a stranger; then the host comes."""
     names = ("127.0.0.1", "127.0.0.2")
@@ -352,7 +359,7 @@ def test_whatever_else_connects_is_not_taken_for_a_host() -> None:
             struct.pack(">IQ", len(deep), 0) + deep,
             struct.pack(">IQ", len(stranger), 0) + stranger,
         ):
-            with socket.create_connection(("127.0.0.1", PORT), timeout=60) as connection:
+            with connected() as connection:
                 connection.sendall(message)
                 with contextlib.suppress(ConnectionResetError):
                     assert connection.recv(1) == b""

@@ -195,7 +195,7 @@ def test_a_new_instance_goes_on_from_the_end_of_the_first_epoch(whole: Whole, tm
         base = folder(tmp_path / str(attempt), data)
         code, out = interrupted(base, "epoch=0, batch=3 train cross_entropy", 0, signal.SIGTERM)
         assert code == 0, out
-        so_far = checkpoint.load(checkpoint.numbered(base / "checkpoints")[0]).state["trainer"]["so_far"]
+        so_far = checkpoint.load(checkpoint.numbered(base / "checkpoints")[0]).state["trainer"]["so_far"][0]
         if (so_far["epoch"], so_far["batches"]) == (0, 3):
             break
     forget(base)
