@@ -82,7 +82,7 @@ def file_mode(records: Path, workers: int) -> float:
 
 def stream(records: Path, prefix: Path, budget: int, steps: int, workers: int) -> StreamLoader:
     """A loader over what `ssd-algo feed` writes."""
-    passes = Passes("train", str(prefix), Rules(1, headers=False), Spool(budget))
+    passes = Passes("train", str(prefix), Rules(1, headers=False), Spool(budget), {})
     return StreamLoader(passes, Workers([], SHAPE, BATCH, workers, 8, seed=0), BATCH, 8, 1, steps, seed=0)
 
 
@@ -110,7 +110,7 @@ def unread(records: Path, workers: int) -> float:
     """Longest time in which the stream, of 1 MB a second, does not move while nobody takes a batch."""
     prefix = records.parent / "slow"
     with feeding(prefix, records, "--rate", "1", "--cut", str(int(1e6 * PAUSE) + 5_000_000)) as feeder:
-        passes = Passes("train", str(prefix), Rules(1, headers=False), spool := Spool(BUDGET))
+        passes = Passes("train", str(prefix), Rules(1, headers=False), spool := Spool(BUDGET), {})
         loader = StreamLoader(passes, Workers([], SHAPE, BATCH, workers, 8, seed=0), BATCH, 8, 1, 10**6, seed=0)
         with loader:
             next(loader.epoch(0))

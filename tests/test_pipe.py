@@ -1,6 +1,7 @@
 """Channels in Pipe mode: real FIFOs, fed by `ssd-algo feed`."""
 
 import contextlib
+import gzip
 import io
 import json
 import os
@@ -22,7 +23,7 @@ from conftest import SMALL, TRAIN, assert_refused, environment, read_until, run_
 from test_manifest import lines_of, write
 
 from ssd_algo.cli import main
-from ssd_algo.data import recordio, stream_loader
+from ssd_algo.data import pipe, recordio, stream_loader
 from ssd_algo.data.files import list_folder
 from ssd_algo.data.findings import Findings
 from ssd_algo.data.labels import Rules
@@ -67,7 +68,7 @@ def fed(channel: Path, *arguments: object) -> Iterator[None]:
 
 
 def passes(channel: Path, rules: Rules = RULES, budget: int = 10**8, first: int = 0, every: int = 1) -> Passes:
-    return Passes(channel.name, str(channel), rules, Spool(budget), first, every)
+    return Passes(channel.name, str(channel), rules, Spool(budget), {}, first, every)
 
 
 def taken(made: Passes) -> list[Sample]:
@@ -80,10 +81,10 @@ def taken(made: Passes) -> list[Sample]:
 
 
 def loader(
-    made: Passes, epochs: int, steps: int, batch_size: int = 8, shuffled: bool = False
+    made: Passes, epochs: int, steps: int, batch_size: int = 8, shuffled: bool = False, **more: Any
 ) -> stream_loader.StreamLoader:
     workers = Workers([], 64, batch_size, 2, 20, seed=0, augmented=False)
-    return stream_loader.StreamLoader(made, workers, batch_size, 20, epochs, steps, seed=0, shuffled=shuffled)
+    return stream_loader.StreamLoader(made, workers, batch_size, 20, epochs, steps, seed=0, shuffled=shuffled, **more)
 
 
 def copies(batches: Iterator[Any]) -> list[tuple[np.ndarray, ...]]:
@@ -112,23 +113,30 @@ def test_the_same_batches_as_of_files(sources: Path, tmp_path: Path, kind: str) 
                 np.testing.assert_allclose(ours[1][:real, : theirs[1].shape[1]], theirs[1][:real], atol=1e-6)
 
 
-def test_a_pass_is_shuffled_and_goes_on_where_it_was(sources: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("block", [1000, 7])
+def test_a_pass_is_shuffled_and_goes_on_where_it_was(
+    sources: Path, tmp_path: Path, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each epoch in an order of its own that the seed fixes; a job that begins at batch 2 has the others of that order."""
+    monkeypatch.setattr(pipe, "_BLOCK", block)
     orders = []
     for epoch, first in ((0, 0), (1, 0), (1, 2)):
         with (
             fed(tmp_path / f"{epoch}-{first}", sources / "train" / "train.rec", "--passes", 1),
             loader(passes(tmp_path / f"{epoch}-{first}"), epoch + 1, 5, shuffled=True) as stream,
         ):
-            orders.append([images.tobytes() for images, *_ in copies(stream.epoch(epoch, first))])
+            orders.append([[each.tobytes() for each in images] for images, *_ in copies(stream.epoch(epoch, first))])
     assert orders[0] != orders[1]
     assert orders[1][2:] == orders[2]
+    assert [len({image for each in order for image in each}) for order in orders] == [40, 40, 24]
 
 
-def test_hosts_share_a_pass(sources: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["rec", "manifest"])
+def test_hosts_share_a_pass(sources: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipe, "_BLOCK", 5)
     names = []
     for rank in range(3):
-        with fed(tmp_path / f"host-{rank}", sources / "train" / "train.rec"):
+        with fed(tmp_path / f"host-{rank}", sources / "train" / f"train.{kind}"):
             made = passes(tmp_path / f"host-{rank}", first=rank, every=3)
             made.start(1)
             names.append({re.sub("^host-.", "", sample.name) for sample in taken(made)})
@@ -151,12 +159,14 @@ def test_a_stream_that_is_longer_or_shorter_than_said(
     with twice, loader(passes(tmp_path / "train"), 2, 3) as stream:
         weights = [batch.weights.sum() for epoch in (0, 1) for batch in stream.epoch(epoch)]
     assert weights == [8] * 6
-    assert (
-        "train_0 had 16 images more than the 3 steps of an epoch take: num_training_samples is too small."
-        in caplog.text
-    )
+    said = "num_training_samples, or, of a shard, its part, is too"
+    assert f"train_0 had more images than the 24 that an epoch takes: {said} small." in caplog.text
     with fed(tmp_path / "train", sources / "train" / "train.rec"), loader(passes(tmp_path / "train"), 1, 7) as stream:
         assert [batch.weights.sum() for batch in stream.epoch(0)] == [8] * 5 + [0, 0]
+    assert (
+        f"train_0 had 40 images for the 7 steps of an epoch, the last of which teach nothing: {said} large."
+        in caplog.text
+    )
 
 
 def test_a_spool_that_is_smaller_than_the_stream(sources: Path, tmp_path: Path) -> None:
@@ -197,7 +207,24 @@ def test_who_waits_says_so_once_a_minute(
         loader(passes(tmp_path / "train"), 1, 5) as stream,
     ):
         assert len(list(stream.epoch(0))) == 5
-    assert re.search(r"Waiting for train_0: nothing came for \d s\.", caplog.text)
+    assert re.search(r"Waiting for train_0: its last record came \d s ago\.", caplog.text)
+
+
+def test_a_fifo_that_is_not_there_yet(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who waits for it ends when asked to, as by SIGTERM."""
+    monkeypatch.setattr(stream_loader, "_SAY_AGAIN", 1.0)
+    asked = iter([False, False, True])
+
+    def check() -> None:
+        if next(asked):
+            raise InterruptedError
+
+    waiting = loader(passes(tmp_path / "train"), 1, 5, check=check)
+    with caplog.at_level("INFO"), waiting as stream, pytest.raises(InterruptedError):
+        next(stream.epoch(0))
+    assert "Waiting for train_0, which is not there yet." in caplog.text
 
 
 def job(base: Path, **hyperparameters: str) -> Path:
@@ -338,7 +365,29 @@ def pair(document: bytes, image: bytes | None = None) -> bytes:
             struct.pack("<II", recordio.MAGIC, 3 << 29 | 4) + b"abcd",
             f"{FIRST}: it has the continuation flag 3 where none of that kind may be{STREAMED}",
         ),
-        (b"\x1f\x8b\x08\x00garbage that is no gzip stream", f"{FIRST}: it "),
+        (
+            b"\x1f\x8b\x08\x00garbage that is no gzip stream",
+            f"{FIRST}: it cannot be unpacked: the compressed stream is damaged (",
+        ),
+        (
+            gzip.compress(record(GOOD))[:-4],
+            f"train_0, record 1 at byte {len(record(GOOD))}: it is cut off: the compressed stream ends within it{STREAMED}",
+        ),
+        (
+            gzip.compress(record(GOOD))[:-8] + b"12345678",
+            f"train_0, record 1 at byte {len(record(GOOD))}: it cannot be unpacked: the compressed stream is damaged (CRC ",
+        ),
+        (
+            record(record(GOOD)),
+            f"{FIRST}: it holds a RecordIO file, not a record of one; RecordWrapperType must be None for .rec files.",
+        ),
+        (
+            record(png()) * 3,
+            "train_0: none of the 3 images so far has a label; AttributeNames must have source-ref, then the label, an object "
+            'with "image_size" and "annotations".',
+        ),
+        (pair(label(annotations=None)), f'{FIRST}: the property "annotations" is missing; it must be '),
+        (pair(label(), b"GIF89a" + bytes(20)), f"{FIRST}: "),
         (
             record(b"short"),
             f"{FIRST}: it has 5 bytes, fewer than a header's 24; correct the label and pack the file again.",
@@ -369,7 +418,7 @@ def pair(document: bytes, image: bytes | None = None) -> bytes:
         ),
         (
             record(png()) * 120,
-            f"train_0, record 99 at byte {99 * len(record(png()))}: none of the first 100 images has a label; AttributeNames must have source-ref, "
+            f"train_0, record 99 at byte {99 * len(record(png()))}: none of the 100 images so far has a label; AttributeNames must have source-ref, "
             'then the label, an object with "image_size" and "annotations".',
         ),
         (pair(b"{"), f"train_0, record 1 at byte {len(record(png()))}: it is neither an image nor JSON (Expecting "),
@@ -430,6 +479,61 @@ def test_images_without_a_label_are_skipped_and_bad_ones_up_to_max_bad_records(t
     writer.join(60)
 
 
+def streamed(path: Path, *streams: bytes) -> threading.Thread:
+    """FIFOs `PATH_0`, ... with these streams, written by a thread."""
+
+    def write_all() -> None:
+        for number, stream in enumerate(streams):
+            os.mkfifo(f"{path}_{number}")
+            Path(f"{path}_{number}").write_bytes(stream)
+
+    writer = threading.Thread(target=write_all)
+    writer.start()
+    return writer
+
+
+def test_a_bad_image_counts_once_a_pass(tmp_path: Path) -> None:
+    """The same in each of three, of which one is allowed; and class names come with the first."""
+    names = record(b'{"class-map": {"0": "cow"}}')
+    bad = pair(label(), png()[:40])
+    writer = streamed(tmp_path / "train", *[pair(label()) + names + bad + pair(label())] * 3)
+    found: dict[int, str] = {}
+    rules = Rules(3, max_bad_records=1, headers=False)
+    made = Passes("train", str(tmp_path / "train"), rules, Spool(10**6), found)
+    with loader(made, 3, 1, batch_size=3, may_skip=1) as stream:
+        for epoch in range(3):
+            assert [batch.weights.tolist() for batch in stream.epoch(epoch)] == [[1, 0, 1]]
+            assert found == {0: "cow"}
+    writer.join(60)
+
+
+def test_a_block_without_a_label_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Repeats are of the block before."""
+    monkeypatch.setattr(pipe, "_BLOCK", 2)
+    writer = streamed(tmp_path / "train", pair(label()) * 2 + record(png()))
+    with loader(passes(tmp_path / "train"), 1, 2, batch_size=2) as stream:
+        assert [batch.weights.tolist() for batch in stream.epoch(0)] == [[1, 1], [0, 0]]
+    writer.join(60)
+
+
+def test_what_an_epoch_does_not_take_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The FIFO is closed, though the producer would go on for ever."""
+    monkeypatch.setattr(pipe, "_BLOCK", 4)
+    os.mkfifo(tmp_path / "train_0")
+
+    def write_on() -> None:
+        with contextlib.suppress(BrokenPipeError), (tmp_path / "train_0").open("wb", buffering=0) as fifo:
+            while True:
+                fifo.write(pair(label()))
+
+    writer = threading.Thread(target=write_on)
+    writer.start()
+    with loader(passes(tmp_path / "train", budget=20_000), 1, 2) as stream:
+        assert len(list(stream.epoch(0))) == 2
+    writer.join(60)
+    assert not writer.is_alive()
+
+
 def test_an_image_with_more_objects_than_label_width_says(tmp_path: Path) -> None:
     many = [{"class_id": 0, "left": 1, "top": 1, "width": 4, "height": 4}] * 21
     os.mkfifo(tmp_path / "train_0")
@@ -448,4 +552,21 @@ def test_the_feeder_says_what_is_in_its_way(tmp_path: Path, sources: Path) -> No
     (tmp_path / "train_0").write_text("")
     done = CliRunner().invoke(main, ["feed", str(tmp_path / "train"), str(sources / "train" / "train.rec")])
     assert done.exit_code == 2
+    (tmp_path / "bad.manifest").write_text('{"source-ref": "a.png"}\n[1]')
+    for source, attributes, sentence in (
+        ("bad.manifest", "source-ref", "bad.manifest, line 2: it is no JSON object ("),
+        (
+            str(sources / "train" / "train.manifest"),
+            "source-ref,cells",
+            "no line has the attribute cells; there are boxes, ",
+        ),
+    ):
+        arguments = [str(tmp_path / "other"), str(tmp_path / source), "--attributes", attributes]
+        with subprocess.Popen([*FEED, *arguments], stderr=subprocess.PIPE, text=True) as feeder:
+            while not (tmp_path / "other_0").exists():
+                assert feeder.poll() is None
+            (tmp_path / "other_0").read_bytes()
+            assert feeder.stderr is not None
+            assert sentence in feeder.stderr.read()
+            assert feeder.wait(60) == 2
     assert f"{tmp_path}/train_0 cannot be made (File exists); remove what is in its place." in done.output

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import unquote, urlsplit
 
 from ssd_algo.data import recordio
+from ssd_algo.data.manifest import EXTENSIONS, path_of
 from ssd_algo.errors import UserError
 
 _PIECE = 1 << 16  # bytes
@@ -75,9 +75,12 @@ def feed(
 
 
 def _pieces(sources: Sequence[Path], attributes: Sequence[str]) -> Iterator[bytes]:
+    manifests = [source for source in sources if source.suffix in EXTENSIONS]
+    if manifests and len(sources) > 1:
+        raise UserError(f"{manifests[0]} is a manifest, which is fed alone; give one manifest, or .rec files.")
     try:
-        if sources[0].suffix in (".manifest", ".jsonl"):
-            yield from _manifest(sources[0], attributes)
+        if manifests:
+            yield from _manifest(manifests[0], attributes)
             return
         for source in sources:
             with source.open("rb") as file:
@@ -89,8 +92,23 @@ def _pieces(sources: Sequence[Path], attributes: Sequence[str]) -> Iterator[byte
 
 def _manifest(path: Path, attributes: Sequence[str]) -> Iterator[bytes]:
     """A record for each attribute of each line, as the platform makes them."""
-    for text in path.read_text(encoding="utf-8").splitlines():
-        line = json.loads(text)
+    known: set[str] = set()
+    lines = []
+    for number, text in enumerate(path.read_bytes().split(b"\n"), 1):
+        if text.strip():
+            try:
+                line = dict(json.loads(text))
+            except (ValueError, TypeError) as error:
+                raise UserError(f"{path}, line {number}: it is no JSON object ({error}); correct it.") from error
+            known |= line.keys()
+            lines.append(line)
+    missing = [name for name in attributes if name not in known]
+    if missing:
+        raise UserError(
+            f"{path}: no line has the attribute {missing[0]}; there are {', '.join(sorted(known)) or 'none'}: give "
+            "those wanted with --attributes."
+        )
+    for line in lines:
         for name in attributes:
             record = io.BytesIO()
             recordio.write_record(record, _content(path, name, line.get(name)))
@@ -99,8 +117,7 @@ def _manifest(path: Path, attributes: Sequence[str]) -> Iterator[bytes]:
 
 def _content(manifest: Path, name: str, value: Any) -> bytes:
     if name.endswith("-ref") and isinstance(value, str):
-        address = unquote(urlsplit(value).path).lstrip("/") if "://" in value else value
-        parts = address.split("/")
+        parts = path_of(value).split("/")
         paths = [manifest.parent / "/".join(parts[start:]) for start in range(len(parts))]
         return next((path for path in paths if path.is_file()), paths[-1]).read_bytes()
     return b"" if value is None else json.dumps(value).encode()
@@ -120,17 +137,16 @@ def _compressed(pieces: Iterator[bytes]) -> Iterator[bytes]:
 def _write(fifo: BinaryIO, pieces: Iterator[bytes], megabytes_a_second: float | None, faults: Faults) -> None:
     written, begun, stalled = 0, time.monotonic(), 0.0
     for piece in pieces:
-        if faults.cut is not None:
-            piece = piece[: faults.cut - written]
-        view = memoryview(piece)
+        view = memoryview(piece if faults.cut is None else piece[: faults.cut - written])
         while view:
-            done = fifo.write(view) or 0
+            if faults.stall and not stalled and written >= faults.stall[0]:
+                stalled = faults.stall[1]
+                time.sleep(stalled)
+            room = faults.stall[0] - written if faults.stall and not stalled else len(view)
+            done = fifo.write(view[:room]) or 0
             view, written = view[done:], written + done
         if faults.cut is not None and written >= faults.cut:
             return
-        if faults.stall and not stalled and written >= faults.stall[0]:
-            stalled = faults.stall[1]
-            time.sleep(stalled)
         if megabytes_a_second:
             ahead = written / (megabytes_a_second * 1e6) - (time.monotonic() - begun - stalled)
             time.sleep(max(0.0, ahead))

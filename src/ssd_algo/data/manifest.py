@@ -18,7 +18,7 @@ from ssd_algo.data import images
 from ssd_algo.data.annotations import Read, Reader, collect
 from ssd_algo.data.files import File, Folder, ImageIndex, in_threads
 from ssd_algo.data.findings import Findings
-from ssd_algo.data.labels import Dataset, Rules, is_number
+from ssd_algo.data.labels import Dataset, Rules
 from ssd_algo.data.progress import Progress, silent
 
 EXTENSIONS = (".manifest", ".jsonl")
@@ -136,8 +136,16 @@ def _document(line: dict[str, Any], label: str, read: Read) -> dict[str, Any] | 
             "missing property", read.where, f'the property "{_SOURCE}" is missing; it must be the address of the image.'
         )
         return None
-    path = unquote(urlsplit(source).path).lstrip("/") if "://" in source else source
-    return line[label] | {"file": path, "categories": categories(line.get(f"{label}{_METADATA}"))}
+    return line[label] | {"file": path_of(source), "categories": categories(line.get(f"{label}{_METADATA}"))}
+
+
+def path_of(source: str) -> str:
+    """The path of an image in its bucket or on its server; a path as it is."""
+    scheme, separator, rest = source.partition("://")
+    if not separator:
+        return source
+    path = rest.partition("/")[2]
+    return unquote(urlsplit(source).path).lstrip("/") if scheme in ("http", "https") else path  # keys are not quoted
 
 
 def categories(metadata: Any) -> list[dict[str, Any]]:
@@ -145,5 +153,5 @@ def categories(metadata: Any) -> list[dict[str, Any]]:
     names = metadata.get("class-map") if isinstance(metadata, dict) else None
     if not isinstance(names, dict):
         return []
-    numbered = {int(each): name for each, name in names.items() if each.isdecimal()}
-    return [{"class_id": each, "name": str(name)} for each, name in numbered.items() if is_number(each)]
+    numbered = {int(each): name for each, name in names.items() if each.isdecimal() and len(each) < 10}
+    return [{"class_id": each, "name": str(name)} for each, name in numbered.items()]

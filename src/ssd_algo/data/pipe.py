@@ -14,15 +14,16 @@ import os
 import queue
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ssd_algo.data import recordio
-from ssd_algo.data.labels import Rules
+from ssd_algo.data.labels import Dataset, Rules
 from ssd_algo.data.samples import Sample
 from ssd_algo.data.spool import Spool
 from ssd_algo.data.streamed import IMAGES, StreamedPass
@@ -32,7 +33,8 @@ logger = logging.getLogger(__name__)
 
 _BUFFER = 1 << 20
 _SAY_AGAIN = 60.0  # seconds
-_BLOCK = 1000  # images that are handed over, and shuffled, together
+_BLOCK = 1000  # images that are handed over, and shuffled, together; fewer where they have more bytes than
+_BLOCK_BYTES = 64 << 20
 _GZIP = b"\x1f\x8b"
 
 
@@ -63,25 +65,32 @@ class Passes:
         What the paths of its FIFOs begin with.
     rules : Rules
     spool : Spool
+    class_names : dict
+        Those of the labels are added as they come.
     first, every : int
         Of a pass it takes every so-manieth image from the `first` on.
-
-    Attributes
-    ----------
-    class_names : dict
-        As far as labels have had them so far.
-    opened : str
-        The FIFO that is read now.
     """
 
-    def __init__(self, channel: str, location: str, rules: Rules, spool: Spool, first: int = 0, every: int = 1) -> None:
+    def __init__(
+        self,
+        channel: str,
+        location: str,
+        rules: Rules,
+        spool: Spool,
+        class_names: dict[int, str],
+        first: int = 0,
+        every: int = 1,
+    ) -> None:
         self._channel, self._location, self._rules, self._spool = channel, location, rules, spool
         self._first, self._every = first, every
         self._ready: queue.SimpleQueue[_Records | Exception | None] = queue.SimpleQueue()
-        self.class_names: dict[int, str] = {}
-        self.opened = ""
+        self._class_names = class_names
+        self._opening = self._unwanted = -1  # the pass whose FIFO is looked for; the last of which nothing is wanted
+        self._opened = ""
+        self._heard = time.monotonic()
         self._taken = 0  # passes
         self._pass = self._new_pass()
+        self.unreadable = 0  # images of the last pass
 
     def start(self, count: int) -> None:
         """Begin to read so many passes."""
@@ -103,12 +112,46 @@ class Passes:
         if found is not None:
             return Block(self._pass.name, self._pass.samples(found.table), found.mark)
         self._pass.finish()
-        if self._taken == 0:  # those of the others are the same
-            for sentence in self._pass.findings.short_warnings():
-                logger.warning(sentence)
-        self._taken += 1
-        self._pass = self._new_pass()
+        self._end_pass()
         return None
+
+    def leave(self) -> bool:
+        """Take nothing more of the pass, whose FIFO is closed; returns whether there was more.
+
+        Raises
+        ------
+        UserError
+            When the stream breaks a rule.
+        """
+        self._unwanted = self._taken
+        more = False
+        while True:
+            try:
+                found = self._ready.get(timeout=_SAY_AGAIN)
+            except queue.Empty:
+                logger.info(self.waiting())
+                continue
+            if isinstance(found, Exception):
+                raise found
+            if found is None:
+                self._end_pass()
+                return more
+            more = True
+            self._spool.free(found.mark)
+
+    def waiting(self) -> str:
+        """A line for the log of who waits."""
+        name = f"{self._channel}_{max(self._opening, 0)}"
+        if self._opened != name:
+            return f"Waiting for {name}, which is not there yet."
+        return f"Waiting for {name}: its last record came {time.monotonic() - self._heard:.0f} s ago."
+
+    def _end_pass(self) -> None:
+        for sentence in self._pass.findings.short_warnings():
+            logger.warning(sentence)
+        self._taken += 1
+        self.unreadable = self._pass.unreadable
+        self._pass = self._new_pass()
 
     @property
     def waits_for_room(self) -> bool:
@@ -121,13 +164,14 @@ class Passes:
 
     def _new_pass(self) -> StreamedPass:
         name = f"{self._channel}_{self._taken}"
-        return StreamedPass(self._channel, name, self._rules, self._spool, self.class_names)
+        return StreamedPass(self._channel, name, self._rules, self._spool, self._class_names, warns=self._taken == 0)
 
     def _read(self, count: int) -> None:
         try:
             for number in range(count):
-                self.opened = f"{self._channel}_{number}"
+                self._opening = number
                 with _open(f"{self._location}_{number}") as stream:
+                    self._opened, self._heard = f"{self._channel}_{number}", time.monotonic()
                     self._read_pass(stream)
                 self._ready.put(None)
         except Exception as error:
@@ -135,18 +179,21 @@ class Passes:
 
     def _read_pass(self, stream: "io.BufferedReader[Any]") -> None:
         """Put records into the spool, in blocks that end where an image does."""
-        limit = self._spool.budget // 4 or None
+        limit = min(_BLOCK_BYTES, self._spool.budget // 4 or _BLOCK_BYTES)
         table: list[tuple[int, int, int, int]] = []
         number = images = kept = size = mark = 0
         where = ""
         pictures = False
         try:
             for number, (offset, payload) in enumerate(recordio.read_stream(stream)):
-                where = f"{self.opened}, record {number} at byte {offset}"
+                if self._unwanted >= self._opening:
+                    return
+                self._heard = time.monotonic()
+                where = f"{self._opened}, record {number} at byte {offset}"
                 pictures = pictures or (number == 0 and payload.startswith(IMAGES))
                 if not pictures or payload.startswith(IMAGES):
                     images += 1
-                    if kept >= _BLOCK or (limit and size >= limit):
+                    if kept >= _BLOCK or size >= limit:
                         self._ready.put(_Records(np.asarray(table), mark))
                         table, kept, size = [], 0, 0
                     kept += (images - 1) % self._every == self._first
@@ -156,7 +203,7 @@ class Passes:
                     size += len(payload)
         except recordio.BrokenRecord as error:
             raise UserError(
-                f"{self.opened}, record {error.number} at byte {error.offset}: it {error}; check what the channel "
+                f"{self._opened}, record {error.number} at byte {error.offset}: it {error}; check what the channel "
                 "streams, and that RecordWrapperType is RecordIO for a manifest, and none for .rec files."
             ) from error
         except ValueError as error:
@@ -175,29 +222,48 @@ def _open(path: str) -> Iterator["io.BufferedReader[Any]"]:
         if stream.peek(2)[:2] != _GZIP:
             yield stream
             return
-        with io.BufferedReader(cast("io.RawIOBase", gzip.GzipFile(fileobj=stream)), _BUFFER) as unzipped:
+        with io.BufferedReader(_Unzipped(stream), _BUFFER) as unzipped:
             yield unzipped
 
 
-def read_all(channel: str, location: str, rules: Rules) -> tuple[list[Sample], dict[int, str]]:
-    """All samples of the first pass of a channel, kept on scratch disk, and the class names.
+class _Unzipped(io.RawIOBase):
+    """A stream that is unpacked as it comes, with sentences of our own where it is damaged."""
+
+    def __init__(self, stream: "io.BufferedReader[Any]") -> None:
+        self._file = gzip.GzipFile(fileobj=stream)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            found = self._file.read1(len(buffer))
+        except EOFError as error:
+            raise ValueError("is cut off: the compressed stream ends within it") from error
+        except (OSError, zlib.error) as error:
+            raise ValueError(f"cannot be unpacked: the compressed stream is damaged ({error})") from error
+        buffer[: len(found)] = found
+        return len(found)
+
+
+def read_all(channel: str, location: str, rules: Rules) -> Dataset:
+    """The first pass of a channel, kept on scratch disk.
 
     Raises
     ------
     UserError
+        At the first fault.
     """
-    passes = Passes(channel, location, rules, Spool())
+    names: dict[int, str] = {}
+    passes = Passes(channel, location, rules, Spool(), names)
     passes.start(1)
     samples: list[Sample] = []
-    waited = 0.0
     while True:
         try:
             block = passes.take(_SAY_AGAIN)
         except queue.Empty:
-            waited += _SAY_AGAIN
-            logger.info("Waiting for %s: nothing came for %.0f s.", passes.opened, waited)
+            logger.info(passes.waiting())
             continue
-        waited = 0.0
         if block is None:
-            return samples, passes.class_names
+            return Dataset(samples, names, passes.unreadable)
         samples += block.samples

@@ -9,7 +9,6 @@ is `class, xmin, ymin, xmax, ymax, [difficult]`, corners as fractions of the ima
 import io
 import struct
 import sys
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from ssd_algo.data.boxes import Boxes
 
 MAGIC = 0xCED7230A
-_MAGIC_BYTES = struct.pack("<I", MAGIC)
+MAGIC_BYTES = struct.pack("<I", MAGIC)
 _WHOLE, _FIRST, _MIDDLE, _LAST = range(4)
 _WHOLE_OR_FIRST, _MIDDLE_OR_LAST = (_WHOLE, _FIRST), (_MIDDLE, _LAST)
 _LENGTH_BITS = 29
@@ -98,7 +97,7 @@ def read_stream(stream: "io.BufferedReader[Any]") -> Iterator[tuple[int, bytes]]
             if not forward.more():
                 return
             payload = read_record(cast("BinaryIO", forward), sys.maxsize)
-        except (ValueError, EOFError, OSError, zlib.error) as error:  # all but the first of gzip
+        except ValueError as error:
             raise BrokenRecord(number, offset, str(error)) from error
         yield offset, payload
         number += 1
@@ -141,7 +140,7 @@ def read_record(file: BinaryIO, size: int) -> bytes:
         parts.append(file.read(length))
         file.seek(-length % 4, io.SEEK_CUR)
         if flag in (_WHOLE, _LAST):
-            return _MAGIC_BYTES.join(parts)
+            return MAGIC_BYTES.join(parts)
 
 
 def _read_head(file: BinaryIO, size: int, flags: tuple[int, int]) -> tuple[int, int]:
@@ -231,12 +230,12 @@ def write_record(file: BinaryIO, payload: bytes) -> None:
 
 def _split_at_magic(payload: bytes) -> list[bytes]:
     """Cut at every magic number that stands at a multiple of 4 bytes, where a reader would take it for a record."""
-    parts, start, found = [], 0, payload.find(_MAGIC_BYTES)
+    parts, start, found = [], 0, payload.find(MAGIC_BYTES)
     while found >= 0:
         if found % 4:
-            found = payload.find(_MAGIC_BYTES, found + 1)
+            found = payload.find(MAGIC_BYTES, found + 1)
             continue
         parts.append(payload[start:found])
         start = found + 4
-        found = payload.find(_MAGIC_BYTES, start)
+        found = payload.find(MAGIC_BYTES, start)
     return [*parts, payload[start:]]

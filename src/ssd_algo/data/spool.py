@@ -48,6 +48,8 @@ class Spool:
                     raise ValueError(f"it has {size} bytes, more than the {self.budget} of the spool")
                 left = self.budget - self._end % self.budget
                 begin = self._end if size <= left else self._end + left  # in one piece
+                if self._begin == self._end:
+                    self._begin = begin  # it is empty: what is left at its end does not count
                 self.waits = True
                 self._room.wait_for(lambda: begin + size - self._begin <= self.budget)
                 self.waits = False

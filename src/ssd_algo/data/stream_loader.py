@@ -9,7 +9,8 @@ import collections
 import logging
 import queue
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,8 @@ class StreamLoader:
         Images that may turn out not to be decodable; they weigh nothing in their batches.
     shuffled : bool
         Otherwise samples come in their order.
+    check : callable
+        Called every second while nothing comes; what it raises ends the epoch.
 
     Attributes
     ----------
@@ -63,10 +66,11 @@ class StreamLoader:
         seed: int,
         may_skip: int = 0,
         shuffled: bool = True,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self._passes, self._workers, self._batch_size, self._most_boxes = passes, workers, batch_size, most_boxes
         self._epochs, self._steps, self._seed, self._shuffled = epochs, steps, seed, shuffled
-        self._skipped = Skipped(may_skip, _UNKNOWN)
+        self._may_skip, self._check = may_skip, check
         self._started = False
         self.waited = 0.0
 
@@ -90,10 +94,14 @@ class StreamLoader:
         AlgorithmError
             When a worker died.
         """
+        if first >= self._steps:
+            return
         if not self._started:
             self._started = True
             self._passes.start(self._epochs - epoch)
         self.waited = 0.0
+        skipped = Skipped(self._may_skip, _UNKNOWN)
+        real = 0
         taken = _Pass(self._passes, np.random.default_rng([self._seed, epoch]) if self._shuffled else None)
         for _ in range(first):
             taken.done(self._next(taken, wait=True) or [])
@@ -119,22 +127,23 @@ class StreamLoader:
             weights = (np.arange(self._batch_size) < len(samples)).astype(np.float32)
             for place, reason in done.pop(number).items():
                 if place < len(samples):
-                    self._skipped.add(samples[place].name, reason)
+                    skipped.add(samples[place].name, reason)
                 weights[place] = 0
+            real += len(samples)
             slot = self._workers.slot(number)
             yield Batch(slot.images, slot.boxes, slot.classes, weights)
-        left = taken.finish()
-        if left:
-            logger.warning(
-                "%s had %d images more than the %d steps of an epoch take: num_training_samples is too small.",
-                taken.fifo,
-                left,
-                self._steps,
-            )
+        more = taken.finish()
+        own = "num_training_samples, or, of a shard, its part,"
+        if more:
+            text = "%s had more images than the %d that an epoch takes: %s is too small."
+            logger.warning(text, taken.fifo, real, own)
+        elif real <= (self._steps - first - 1) * self._batch_size:
+            text = "%s had %d images for the %d steps of an epoch, the last of which teach nothing: %s is too large."
+            logger.warning(text, taken.fifo, real, self._steps - first, own)
 
     def _next(self, taken: "_Pass", wait: bool) -> list[Sample] | None:
         """The samples of the next batch, fewer where the pass ends; None where they are not there yet."""
-        said = begun = time.monotonic()
+        said = time.monotonic()
         while not taken.has(self._batch_size):
             try:
                 taken.take(1.0 if wait else 0.0)
@@ -146,9 +155,10 @@ class StreamLoader:
                         f"spool_mb is too small: a batch of {self._batch_size} images does not fit beside what is in "
                         "work; raise it."
                     ) from None
+                self._check()
                 if time.monotonic() - said >= _SAY_AGAIN:
                     said = time.monotonic()
-                    logger.info("Waiting for %s: nothing came for %.0f s.", self._passes.opened, said - begun)
+                    logger.info(self._passes.waiting())
         return taken.samples(self._batch_size)
 
     def _ask(self, number: int, epoch: int, samples: Sequence[Sample]) -> None:
@@ -193,7 +203,13 @@ class _Pass:
         if self._generator is not None:
             self._generator.shuffle(order)
         self._ready.extend(block.samples[index] for index in order)
-        self._blocks.append((block, {sample.name for sample in block.samples}))
+        if block.samples:
+            self._blocks.append((block, {sample.name for sample in block.samples}))
+        elif self._blocks:  # freed with the one before, of which repeats may be made
+            last, left = self._blocks[-1]
+            self._blocks[-1] = (replace(last, mark=block.mark), left)
+        else:
+            self._passes.done(block)
 
     def samples(self, count: int) -> list[Sample]:
         return [self._ready.popleft() for _ in range(min(count, len(self._ready)))]
@@ -213,20 +229,11 @@ class _Pass:
         while len(self._blocks) > 1 and not self._blocks[0][1]:
             self._passes.done(self._blocks.popleft()[0])
 
-    def finish(self) -> int:
-        """Take what is left of the pass, and free all of it; returns how many samples nobody has taken."""
-        left = len(self._ready)
-        while not self._ended:
-            for block, _ in self._blocks:
-                self._passes.done(block)
-            before = len(self._ready)
-            while True:
-                try:
-                    self.take(_SAY_AGAIN)
-                    break
-                except queue.Empty:
-                    logger.info("Waiting for the end of %s.", self._passes.opened)
-            left += len(self._ready) - before
+    def finish(self) -> bool:
+        """Leave the pass, and free all of it; returns whether there is more of it."""
+        more = bool(self._ready)
+        if not self._ended:
+            more = self._passes.leave() or more
         for block, _ in self._blocks:
             self._passes.done(block)
-        return left
+        return more

@@ -20,7 +20,8 @@ from ssd_algo.data.samples import Sample
 from ssd_algo.data.spool import Spool
 from ssd_algo.errors import UserError
 
-IMAGES = (b"\xff\xd8", b"\x89PNG", b"BM", b"RIFF", b"II*\0", b"MM\0*")  # what they begin with
+IMAGES = (b"\xff\xd8", b"\x89PNG", b"BM", b"RIFF", b"II*\0", b"MM\0*", b"GIF8")  # what they begin with
+_WARNINGS = 1000  # that are kept
 _WITHOUT_LABEL = 100  # images without a label after which there is none at all
 
 
@@ -43,8 +44,11 @@ class StreamedPass:
         Of its FIFO.
     class_names : dict
         Those of the labels are added.
+    warns : bool
+        Whether warnings are kept: those of later passes are the same.
     findings : Findings
-        Warnings; faults are raised.
+    unreadable : int
+        Images.
     """
 
     channel: str
@@ -52,11 +56,12 @@ class StreamedPass:
     rules: Rules
     spool: Spool
     class_names: dict[int, str]
+    warns: bool
     findings: Findings = field(default_factory=Findings)
+    unreadable: int = 0
     _kind: str = ""
     _samples: int = 0
     _images: int = 0
-    _bad: int = 0
     _without_label: int = 0
     _widest: int = 0
     _most: int = 0
@@ -77,6 +82,11 @@ class StreamedPass:
                 f"{first.where}: it holds JSON where an image should be; AttributeNames must have source-ref first, "
                 "then the label."
             )
+        if first.payload.startswith(recordio.MAGIC_BYTES):
+            raise UserError(
+                f"{first.where}: it holds a RecordIO file, not a record of one; RecordWrapperType must be None for "
+                ".rec files."
+            )
         records = itertools.chain([first], records)
         found = []
         for read in self._of_manifest(records) if self._kind == "image" else map(self._of_record, records):
@@ -94,6 +104,8 @@ class StreamedPass:
         UserError
             When there was no sample in it.
         """
+        if self._images and self._without_label == self._images:
+            raise UserError(_no_labels(self.name, self._images))
         if not self._samples:
             raise UserError(
                 f"channel {self.channel}: {self.name} ended without a sample; check what the channel streams."
@@ -114,14 +126,17 @@ class StreamedPass:
     def _judge(self, read: Read) -> None:
         """Keep count of what an image is, and refuse the stream at its first fault."""
         self._images += 1
-        self.findings.extend(read.findings)
+        self.findings.faults += read.findings.faults
+        if self.warns and len(self.findings.warnings) < _WARNINGS:
+            self.findings.warnings += read.findings.warnings
         for where, reason in read.bad:
-            self._bad += 1
-            if self._bad > self.rules.max_bad_records:
+            self.unreadable += 1
+            if self.unreadable > self.rules.max_bad_records:
                 self.findings.refuse("unreadable image", where, f"{reason}; replace or remove the image.")
             else:
                 self.findings.warn("unreadable image", where, f"{reason}; the image is skipped.")
-        self.findings.raise_faults()
+        if self.findings.faults:
+            raise UserError(str(self.findings.faults[0]))
 
     def _of_record(self, record: _Record) -> Read:
         read = Read(record.where)
@@ -161,7 +176,7 @@ class StreamedPass:
     def _of_image(self, image: _Record, documents: list[Any]) -> Read:
         """An image and what else its line of the manifest has."""
         read = Read(image.where)
-        labels = [each for each in documents if isinstance(each, dict) and "annotations" in each]
+        labels = [each for each in documents if isinstance(each, dict) and {"annotations", "image_size"} & each.keys()]
         if len(labels) > 1:
             read.findings.refuse(
                 "several labels",
@@ -171,12 +186,7 @@ class StreamedPass:
         if not labels:
             self._without_label += 1
             if self._without_label >= _WITHOUT_LABEL and self._without_label > self._images:
-                read.findings.refuse(
-                    "manifest without labels",
-                    read.where,
-                    f"none of the first {self._without_label} images has a label; AttributeNames must have source-ref, "
-                    'then the label, an object with "image_size" and "annotations".',
-                )
+                raise UserError(_no_labels(read.where, self._without_label))
             return read
         named = [name for each in documents for name in categories(each)]
         document = labels[0] | {"categories": named}
@@ -194,6 +204,13 @@ class StreamedPass:
             self._most = max(self._most, len(read.sample.classes))
             self._widest = max(self._widest, 2 + 5 * self._most)
         return read
+
+
+def _no_labels(where: str, count: int) -> str:
+    return (
+        f"{where}: none of the {count} images so far has a label; AttributeNames must have source-ref, then the label, "
+        'an object with "image_size" and "annotations".'
+    )
 
 
 def _kind(payload: bytes) -> str:

@@ -95,7 +95,8 @@ def training_share(
     steps = -(-most // hyperparameters.mini_batch_size)
     if sharded:
         return Share(steps=steps, draws=(peers.rank,))
-    return Share(first=peers.rank, every=peers.size, steps=steps)
+    # Numbers of a stream's images are each host's own.
+    return Share(first=peers.rank, every=peers.size, steps=steps, draws=(peers.rank,) if piped else ())
 
 
 def validation_share(peers: Peers, channels: Mapping[str, Channel]) -> Share:

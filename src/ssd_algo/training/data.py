@@ -116,8 +116,11 @@ def read(
     if findings.faults and not thorough:
         return TrainingData()
     read = {name: _read(channels, folders, name, rules, findings, progress) for name in sound}
-    if "validation" in piped:
-        read["validation"] = Dataset(*pipe.read_all("validation", channels["validation"].location, rules))
+    if "validation" in piped and not findings.faults:
+        try:
+            read["validation"] = pipe.read_all("validation", channels["validation"].location, rules)
+        except UserError as error:
+            findings.refuse("what a pipe streams", "channel validation", str(error))
     train, validation = (read.get(name, Dataset()) for name in _READ)
     names = dict(train.class_names)
     for identity, name in validation.class_names.items():

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -119,11 +120,12 @@ def run(container: Container, stop: Stop, peers: Peers) -> None:
     training_data = agreement.agree(peers, configuration, training_data, channels)
     share = agreement.training_share(peers, count, hyperparameters, channels)
     share_of_validation = agreement.validation_share(peers, channels)
+    check = stop.check if peers.size == 1 else _never  # several hosts stop together, between two steps
     set_up_mxnet(one_shape=True)
     devices = device_count(hyperparameters, found)
     try:
         with (
-            training_loader(training_data, hyperparameters, share) as loader,
+            training_loader(training_data, hyperparameters, share, check) as loader,
             validation_loader(training_data, hyperparameters, devices, share_of_validation) as validation,
             parameter_server.running(peers),
         ):
@@ -149,15 +151,19 @@ def run(container: Container, stop: Stop, peers: Peers) -> None:
         raise
 
 
+def _never() -> None:
+    """Nothing ends an epoch."""
+
+
 def images_to_train_on(training_data: data.TrainingData, hyperparameters: Hyperparameters) -> int:
     """How many there are; of a stream, how many the hyperparameter says."""
     return hyperparameters.num_training_samples if training_data.piped else len(training_data.train.samples)
 
 
 def training_loader(
-    training_data: data.TrainingData, hyperparameters: Hyperparameters, share: Share
+    training_data: data.TrainingData, hyperparameters: Hyperparameters, share: Share, check: Callable[[], None]
 ) -> Loader | StreamLoader:
-    """Batches to train on."""
+    """Batches to train on; `check` is called while a stream is waited for."""
     hp = hyperparameters
     may_skip = hp.max_bad_records - training_data.train.skipped
     if training_data.piped is None:
@@ -187,9 +193,11 @@ def training_loader(
         hp.augmentation,
         draws=share.draws,
     )
-    passes = Passes(channel.name, channel.location, rules, spool, share.first, share.every)
-    passes.class_names = training_data.class_names
-    return StreamLoader(passes, workers, hp.mini_batch_size, most_boxes, hp.epochs, steps, hp.seed, may_skip)
+    names = training_data.class_names
+    passes = Passes(channel.name, channel.location, rules, spool, names, share.first, share.every)
+    return StreamLoader(
+        passes, workers, hp.mini_batch_size, most_boxes, hp.epochs, steps, hp.seed, may_skip, check=check
+    )
 
 
 def validation_loader(

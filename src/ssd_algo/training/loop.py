@@ -96,7 +96,7 @@ class Saver:
     def __call__(self, values: dict[str, NDArray[np.float32]]) -> Path:
         """Save; returns the path of the parameters."""
         job = self._job
-        path = artifact.save(job.model_directory, self._symbol, values, job.configuration, job.data.class_names)
+        path = artifact.save(job.model_directory, self._symbol, values, job.configuration, dict(job.data.class_names))
         self.done = True
         return path
 

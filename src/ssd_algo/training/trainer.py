@@ -23,6 +23,7 @@ from ssd_algo.training.cluster import GradientSum, ServerUpdates, is_asynchronou
 from ssd_algo.training.peers import Peers
 from ssd_algo.training.recipe import RECIPES
 from ssd_algo.training.schedule import AVERAGE_EVERY, ServerSchedule, averaging_rate, learning_rate
+from ssd_algo.training.stopping import Stopped
 
 logger = logging.getLogger(__name__)
 
@@ -209,23 +210,26 @@ class Trainer:
         """Steps until the batches end or a pause; returns whether there was one."""
         so_far, start, read_at, paused = self.so_far, time.time(), time.perf_counter(), False
         unread: list[tuple[int, list[mx.nd.NDArray]]] = []
-        for batch in batches:
-            so_far.batches += 1
-            unread.append((so_far.batches, self._step(batch)))
-            so_far.examples += int(batch.weights.sum())
-            if len(unread) > self.read_every:
-                late = unread[-1:] if self.read_every else []
-                self._read(unread[: len(unread) - len(late)])
-                now = time.perf_counter()
-                seconds_a_step = (now - read_at) / (len(unread) - len(late))
-                self.read_every = int(min(_READ_EVERY, _QUEUED_SECONDS / seconds_a_step))
-                unread, read_at = late, now
-            if so_far.batches % _LOG_EVERY == 0:
-                seconds = so_far.seconds + time.time() - start
-                logger.info(log_lines.batches_done(so_far.epoch, so_far.batches, so_far.examples, seconds))
-            paused = pause()
-            if paused:
-                break
+        try:
+            for batch in batches:
+                so_far.batches += 1
+                unread.append((so_far.batches, self._step(batch)))
+                so_far.examples += int(batch.weights.sum())
+                if len(unread) > self.read_every:
+                    late = unread[-1:] if self.read_every else []
+                    self._read(unread[: len(unread) - len(late)])
+                    now = time.perf_counter()
+                    seconds_a_step = (now - read_at) / (len(unread) - len(late))
+                    self.read_every = int(min(_READ_EVERY, _QUEUED_SECONDS / seconds_a_step))
+                    unread, read_at = late, now
+                if so_far.batches % _LOG_EVERY == 0:
+                    seconds = so_far.seconds + time.time() - start
+                    logger.info(log_lines.batches_done(so_far.epoch, so_far.batches, so_far.examples, seconds))
+                paused = pause()
+                if paused:
+                    break
+        except Stopped:  # who makes batches waited, and is not to any more
+            paused = True
         self._read(unread)
         return paused
 
