@@ -8,9 +8,8 @@ from ssd_algo import __version__
 from ssd_algo.contract.container import Channel
 from ssd_algo.contract.hyperparameters import Hyperparameters
 from ssd_algo.data.loader import Share
-from ssd_algo.errors import UserError
 from ssd_algo.training.data import TrainingData, fingerprint
-from ssd_algo.training.peers import Peers
+from ssd_algo.training.peers import Disagreement, Peers
 
 
 def agree(
@@ -37,7 +36,7 @@ def agree(
     answers = peers.exchange("facts", [facts, names])
     difference = first_difference(peers.names, [each for each, _ in answers])
     if difference:
-        raise UserError(difference)
+        raise Disagreement(difference)
     return replace(data, class_names=merged_class_names(peers.names, [each for _, each in answers]))
 
 
@@ -67,7 +66,7 @@ def merged_class_names(hosts: Sequence[str], names: Sequence[Mapping[str, str]])
         for identity, name in own.items():
             known, who = merged.setdefault(identity, (name, host))
             if known != name:
-                raise UserError(
+                raise Disagreement(
                     f'Class {identity} is "{known}" in the data of {who}, but "{name}" in that of {host}; use one '
                     "name, and the same order of classes."
                 )
@@ -90,7 +89,7 @@ def training_share(
         return Share()
     sharded, piped = channels["train"].sharded, channels["train"].input_mode == "Pipe"
     if not sharded and count < peers.size:
-        raise UserError(f"Channel train has {count} images for {peers.size} hosts; use fewer hosts.")
+        raise Disagreement(f"Channel train has {count} images for {peers.size} hosts; use fewer hosts.")
     most = max(peers.exchange("images", count)) if sharded and not piped else -(-count // peers.size)
     steps = -(-most // hyperparameters.mini_batch_size)
     if sharded:

@@ -44,6 +44,10 @@ _SIOCGIFADDR = 0x8915
 Error = UserError | AlgorithmError
 
 
+class Disagreement(UserError):
+    """What all hosts find at once, so that all say the same of it."""
+
+
 @dataclass(frozen=True)
 class Lost:
     """Why the job ends on a host in the middle of whatever it does.
@@ -227,7 +231,8 @@ class Peers:
         self._say_last({"kind": "stopped", "host": self.host})
 
     def _failure(self, error: Error) -> Header:
-        return {"kind": "failed", "host": self.host, "code": error.exit_code, "sentence": str(error)}
+        host = "" if isinstance(error, Disagreement) else self.host
+        return {"kind": "failed", "host": host, "code": error.exit_code, "sentence": str(error)}
 
     def _say_last(self, header: Header) -> None:
         if self._links and not self._left:
@@ -430,8 +435,8 @@ def _gone(name: str, reason: str) -> Lost:
 
 def _did_not_come(names: str, patience: float) -> str:
     return (
-        f"{names} did not come within {patience / 60:g} minutes; see why in its log, and that the security group "
-        "allows all traffic between the job's hosts."
+        f"{names} did not come within {patience / 60:g} minutes; see why in its log, that its resourceconfig.json "
+        "has its own name as current_host, and that the security group allows all traffic between the job's hosts."
     )
 
 
