@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from conftest import SMALL, TRAIN, assert_refused, environment, read_until, run_train, write_config
+from PIL import Image
 from test_manifest import lines_of, write
 
 from ssd_algo.cli import main
@@ -28,6 +29,7 @@ from ssd_algo.data.files import list_folder
 from ssd_algo.data.findings import Findings
 from ssd_algo.data.labels import Rules
 from ssd_algo.data.loader import Loader, Workers
+from ssd_algo.data.manifest import read_manifest_channel
 from ssd_algo.data.pipe import Passes
 from ssd_algo.data.records import read_record_channel
 from ssd_algo.data.samples import Sample
@@ -113,6 +115,39 @@ def test_the_same_batches_as_of_files(sources: Path, tmp_path: Path, kind: str) 
                 np.testing.assert_allclose(ours[1][:real, : theirs[1].shape[1]], theirs[1][:real], atol=1e-6)
 
 
+def test_parameters_after_three_steps_are_those_of_files(sources: Path, tmp_path: Path) -> None:
+    """Unshuffled and unaugmented: of a .rec file, of its stream, and of a manifest's."""
+    import mxnet as mx
+
+    from ssd_algo.contract.hyperparameters import Hyperparameters
+    from ssd_algo.model.network import build_network, constants, initial_parameters
+    from ssd_algo.training.peers import Peers
+    from ssd_algo.training.trainer import Trainer
+
+    network = build_network("resnet-18", 128, 3)
+    values = initial_parameters(network, 128, np.random.default_rng(0)) | constants(network)
+    hp = Hyperparameters.parse(SMALL | {"mini_batch_size": "4", "learning_rate": "0.001"})
+
+    def after(batches: Iterator[Any]) -> dict[str, np.ndarray]:
+        trainer = Trainer(network, values, hp, [mx.cpu()], 3, Peers.alone())
+        trainer.train_epoch(0, batches)
+        return trainer.values()
+
+    samples = read_record_channel(list_folder("train", sources / "train"), RULES, Findings()).samples[:12]
+    with Loader(samples, 128, 4, 2, 0, augmented=False, shuffled=False) as files:
+        expected = after(files.epoch(0))
+    for suffix in ("rec", "manifest"):
+        made = passes(tmp_path / suffix)
+        workers = Workers([], 128, 4, 2, 20, seed=0, augmented=False)
+        with (
+            fed(tmp_path / suffix, sources / "train" / f"train.{suffix}"),
+            stream_loader.StreamLoader(made, workers, 4, 20, 1, 3, seed=0, shuffled=False) as stream,
+        ):
+            found = after(stream.epoch(0))
+        for name, value in expected.items():
+            np.testing.assert_allclose(found[name], value, atol=1e-5, err_msg=name)
+
+
 @pytest.mark.parametrize("block", [1000, 7])
 def test_a_pass_is_shuffled_and_goes_on_where_it_was(
     sources: Path, tmp_path: Path, block: int, monkeypatch: pytest.MonkeyPatch
@@ -142,6 +177,69 @@ def test_hosts_share_a_pass(sources: Path, tmp_path: Path, kind: str, monkeypatc
             names.append({re.sub("^host-.", "", sample.name) for sample in taken(made)})
     assert [len(each) for each in names] == [14, 13, 13]
     assert len(set.union(*names)) == 40
+
+
+def documented(shapes: Path) -> dict[str, list[dict[str, Any]]]:
+    """Manifests as Ground Truth and its users write them, for three images; what they have in common is a label's shape."""
+    names = [f"train-{number:04d}.jpg" for number in range(3)]
+    size = [{"width": 200, "depth": 3, "height": 160}]
+    box = {"class_id": 2, "width": 99, "top": 30, "height": 46, "left": 23}
+    metadata = {
+        "job-name": "labeling-job/bb",
+        "class-map": {"2": "storage box"},
+        "human-annotated": "yes",
+        "objects": [{"confidence": 0.9}],
+        "creation-date": "2018-10-18T22:18:13.527256",
+        "type": "groundtruth/object-detection",
+    }
+    sound = [
+        {"source-ref": f"s3://b/{name}", "bb": {"annotations": [box], "image_size": size}, "bb-metadata": metadata}
+        for name in names
+    ]
+    failed = {"failure-reason": "ClientError: annotation consolidation failed", "job-name": "labeling-job/bb"}
+    return {
+        "as the guide has it": sound,
+        "with failures and background": [
+            {"source-ref": sound[0]["source-ref"], "bb-metadata": failed},
+            sound[1] | {"bb": {"image_size": size, "annotations": []}},
+            sound[2],
+        ],
+        "written by hand": [
+            {"bb": {"annotations": [box, box | {"class_id": 0}], "image_size": size}, "source-ref": name}
+            for name in names
+        ],
+    }
+
+
+@pytest.mark.parametrize("kind", ["as the guide has it", "with failures and background", "written by hand"])
+def test_manifests_of_ground_truth(shapes: Path, tmp_path: Path, kind: str) -> None:
+    """The same samples of the file and of its stream."""
+    lines = documented(shapes)[kind]
+    folder = tmp_path / "train"
+    folder.mkdir()
+    for number in range(3):
+        with Image.open(shapes / "train" / f"train-{number:04d}.jpg") as image:
+            image.resize((200, 160)).save(folder / f"train-{number:04d}.jpg")
+    write(folder / "output.manifest", lines)
+    findings = Findings()
+    dataset = read_manifest_channel(list_folder("train", folder), RULES, findings)
+    assert not findings.faults
+    attributes = "source-ref,bb" if kind == "written by hand" else "source-ref,bb,bb-metadata"
+    names: dict[int, str] = {}
+    made = Passes("stream", str(tmp_path / "stream"), RULES, Spool(10**7), names)
+    with fed(tmp_path / "stream", folder / "output.manifest", "--attributes", attributes):
+        made.start(1)
+        streamed_samples = taken(made)
+    assert names == dataset.class_names
+    assert [len(each.classes) for each in dataset.samples] == {
+        "as the guide has it": [1, 1, 1],
+        "with failures and background": [0, 1],
+        "written by hand": [2, 2, 2],
+    }[kind]
+    for one, two in zip(dataset.samples, streamed_samples, strict=True):
+        assert one.classes.tolist() == two.classes.tolist()
+        np.testing.assert_array_equal(one.boxes, two.boxes)
+        assert one.encoded() == two.encoded()
 
 
 def test_several_files_follow_each_other(sources: Path, tmp_path: Path) -> None:
@@ -322,8 +420,6 @@ def label(**changed: Any) -> bytes:
 
 
 def png(side: int = 8) -> bytes:
-    from PIL import Image
-
     file = io.BytesIO()
     Image.new("RGB", (side, side)).save(file, "PNG")
     return file.getvalue()

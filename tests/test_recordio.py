@@ -102,6 +102,29 @@ def read(folder: Path, findings: Findings, **rules: bool) -> Dataset:
     return read_record_channel(list_folder("train", folder), Rules(3, **rules), findings)
 
 
+def test_a_channel_with_several_files(tmp_path: Path) -> None:
+    """One after the other by name; their class names must agree."""
+    payload = recordio.pack(0, BOXES[:1], CLASSES[:1], EASY[:1], b"image")
+    write(tmp_path / "b.rec", payload)
+    write(tmp_path / "a.rec", payload, payload)
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.classes.txt").write_text("cat\ndog\n")
+    findings = Findings()
+    dataset = read(tmp_path, findings, headers=False)
+    assert [sample.name for sample in dataset.samples] == [
+        "train/a.rec, record 0 at byte 0",
+        "train/a.rec, record 1 at byte 68",
+        "train/b.rec, record 0 at byte 0",
+    ]
+    assert dataset.class_names == {0: "cat", 1: "dog"}
+    assert findings == Findings()
+    (tmp_path / "b.classes.txt").write_text("cat\nhen\n")
+    read(tmp_path, findings, headers=False)
+    assert [str(each) for each in findings.faults] == [
+        'train/b.classes.txt: it calls class 1 "hen", but others call it "dog"; use one name.'
+    ]
+
+
 def test_record_channel(tmp_path: Path) -> None:
     payload = recordio.pack(0, BOXES[:1], CLASSES[:1], EASY[:1], b"image")
     write(tmp_path / "a.rec", payload, payload)

@@ -35,6 +35,7 @@ class StreamLoader:
     passes : Passes
         Not started yet.
     workers : Workers
+        Made after the spool of `passes`, whose descriptor they share.
     batch_size : int
     most_boxes : int
         Of an image.
