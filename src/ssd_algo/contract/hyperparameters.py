@@ -90,7 +90,9 @@ class Hyperparameters(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, regex_engine="python-re")
 
     num_classes: int = _built_in(..., "Number of classes, background not counted.", ge=1, le=10_000)
-    num_training_samples: int = _built_in(..., "Number of training images.", ge=1)
+    num_training_samples: int = _built_in(
+        ..., "Number of training images; of a stream (Pipe mode) it makes the epoch.", ge=1
+    )
     base_network: Literal["vgg-16", "resnet-18", "resnet-34", "resnet-50", "resnet-101"] = _built_in(
         "vgg-16", "The backbone; the built-in knows vgg-16 and resnet-50."
     )
@@ -121,7 +123,9 @@ class Hyperparameters(BaseModel):
     image_shape: int = _built_in(
         300, "Side of the square that images are resized to; the built-in starts at 300.", ge=128, le=4096
     )
-    label_width: int = _built_in(350, "Numbers in the widest label; the data decides here.", ge=1)
+    label_width: int = _built_in(
+        350, "Numbers in the widest label; the data decides here, but for a stream (Pipe mode).", ge=1
+    )
     freeze_layer_pattern: Pattern = _built_in(
         "", "Parameters whose name this regular expression matches are not trained."
     )
