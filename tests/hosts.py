@@ -24,13 +24,11 @@ def network(count: int) -> Iterator[list[tuple[str, list[str]]]]:
 
     What joins them is in a namespace too, so that the machine's own network, and its firewall, have no part in it.
     """
-    if os.geteuid() != 0 or shutil.which("ip") is None:
+    switch, names = f"{NAMESPACE}-switch", [f"{NAMESPACE}-{number}" for number in range(count)]
+    if not may_make(switch, names):
         yield [(f"127.0.0.{number + 1}", []) for number in range(count)]
         return
-    switch, names = f"{NAMESPACE}-switch", [f"{NAMESPACE}-{number}" for number in range(count)]
-    remove([switch, *names])  # of tests that were killed
     try:
-        ip("netns", "add", switch)
         ip("-n", switch, "link", "add", "bridge", "type", "bridge")
         ip("-n", switch, "link", "set", "bridge", "up")
         for number, name in enumerate(names):
@@ -43,6 +41,14 @@ def network(count: int) -> Iterator[list[tuple[str, list[str]]]]:
         yield [(f"10.213.0.{number + 1}", ["ip", "netns", "exec", name]) for number, name in enumerate(names)]
     finally:
         remove([switch, *names])
+
+
+def may_make(switch: str, names: Sequence[str]) -> bool:
+    """Make the switch's namespace, those of tests that were killed removed; who is not root may not, nor some containers."""
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        return False
+    remove([switch, *names])
+    return subprocess.run(["ip", "netns", "add", switch], capture_output=True).returncode == 0
 
 
 def remove(names: Sequence[str]) -> None:
