@@ -232,9 +232,7 @@ class _Pass:
 
     def finish(self) -> bool:
         """Leave the pass, and free all of it; returns whether there is more of it."""
-        more = bool(self._ready)
-        if not self._ended:
-            more = self._passes.leave() or more
-        for block, _ in self._blocks:
+        for block, _ in self._blocks:  # first: who reads may wait for their room
             self._passes.done(block)
-        return more
+        more = bool(self._ready)
+        return (not self._ended and self._passes.leave()) or more

@@ -55,6 +55,17 @@ class Checkpoint:
     arrays: Arrays
 
 
+def to_arrays(checkpoint: Checkpoint) -> dict[str, NDArray[Any]]:
+    """A checkpoint as arrays alone."""
+    return {**checkpoint.arrays, _STATE: np.frombuffer(json.dumps(checkpoint.state).encode(), dtype=np.uint8)}
+
+
+def from_arrays(arrays: Mapping[str, NDArray[Any]]) -> Checkpoint:
+    """A checkpoint from what `to_arrays` made."""
+    others = {name: each for name, each in arrays.items() if name != _STATE}
+    return Checkpoint(json.loads(arrays[_STATE].tobytes()), others)
+
+
 def save(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint, whole or not at all.
 
@@ -63,8 +74,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     UserError
         When the disk is full or not writable.
     """
-    arrays: dict[str, NDArray[Any]] = dict(checkpoint.arrays)
-    arrays[_STATE] = np.frombuffer(json.dumps(checkpoint.state).encode(), dtype=np.uint8)
+    arrays = to_arrays(checkpoint)
     metadata = {"format": str(FORMAT), "checksum": _checksum(str(FORMAT), arrays)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,7 +132,7 @@ def load(path: Path) -> Checkpoint:
             f"{path} has format {metadata['format']}, but this version of ssd-algo reads {FORMAT}; use the version "
             "that wrote it, or an empty folder for checkpoints."
         )
-    return Checkpoint(json.loads(arrays.pop(_STATE).tobytes()), arrays)
+    return from_arrays(arrays)
 
 
 def _checksum(version: str, arrays: Mapping[str, NDArray[Any]]) -> str:

@@ -1,6 +1,5 @@
 """The loop over epochs: train, validate, keep the best model, tell the log."""
 
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -25,12 +24,12 @@ from ssd_algo.model import artifact
 from ssd_algo.model.export import deploy_symbol
 from ssd_algo.model.network import Network
 from ssd_algo.training import cluster, resume, schedule
-from ssd_algo.training.checkpoint import Checkpoint, Checkpoints
+from ssd_algo.training.checkpoint import Checkpoint, Checkpoints, from_arrays, to_arrays
 from ssd_algo.training.data import TrainingData
 from ssd_algo.training.peers import Peers
 from ssd_algo.training.starting_point import build_network_to_train, starting_values
 from ssd_algo.training.stopping import STOPPED_BEFORE_FIRST_STEP, Stop, Stopped
-from ssd_algo.training.trainer import EpochResult, Trainer, below
+from ssd_algo.training.trainer import EpochResult, Trainer
 from ssd_algo.training.validation import Validation, finite
 
 logger = logging.getLogger(__name__)
@@ -207,15 +206,10 @@ def _same_everywhere(peers: Peers, checkpoint: Checkpoint | None) -> Checkpoint 
         return checkpoint
     body = b""
     if checkpoint is not None:
-        arrays = {name: each for name, each in checkpoint.arrays.items() if not name.startswith("best/")}
-        state = np.frombuffer(json.dumps(checkpoint.state).encode(), dtype=np.uint8)
-        body = to_bytes({"arrays/" + name: each for name, each in arrays.items()} | {"state": state})
+        arrays = to_arrays(checkpoint)
+        body = to_bytes({name: each for name, each in arrays.items() if not name.startswith("best/")})
     body = peers.share("checkpoint", body)
-    if peers.is_chief or not body:
-        return checkpoint
-    arrays = from_bytes(body)
-    state = json.loads(arrays.pop("state").tobytes())
-    return Checkpoint(state, below("arrays", arrays))
+    return checkpoint if peers.is_chief or not body else from_arrays(from_bytes(body))
 
 
 def _same_values_everywhere(job: Job, network: Network) -> dict[str, NDArray[np.float32]]:

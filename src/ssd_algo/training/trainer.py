@@ -3,7 +3,7 @@
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -292,9 +292,8 @@ class Trainer:
         if len(self._devices) * self._peers.size > 1 and names:
             means = [self._mean_statistic(name) for name in names]
             together = self._peers.mean("statistics", np.concatenate([each.ravel() for each in means]))
-            parts = np.split(together, np.cumsum([each.size for each in means])[:-1])
-            for name, mean, part in zip(names, means, parts, strict=True):
-                self._parameters[name].set_data(mx.nd.array(part.reshape(mean.shape)))
+            for name, mean in zip(names, _apart(together, means), strict=True):
+                self._parameters[name].set_data(mean)
             mx.nd.waitall()
         if self._average is not None:
             self._average.copy_statistics()
@@ -308,10 +307,8 @@ class Trainer:
             trained = [averages[each.name] for each in self._trained]
             own = np.concatenate([each.asnumpy().ravel() for each in trained]) if self._peers.is_chief else None
             shared = np.frombuffer(self._peers.share("average", b"" if own is None else own.tobytes()), np.float32)
-            for array, part in zip(
-                trained, np.split(shared, np.cumsum([each.size for each in trained])[:-1]), strict=True
-            ):
-                array[:] = mx.nd.array(part.reshape(array.shape))
+            for array, values in zip(trained, _apart(shared, trained), strict=True):
+                array[:] = values
 
     def _statistics(self) -> list[str]:
         return [str(name) for name in self._network.symbol.list_auxiliary_states()]
@@ -420,6 +417,14 @@ class Average:
         """Take BatchNorm's statistics as they are; nothing may run meanwhile."""
         for average, new in self._statistics:
             new.copyto(average)
+
+
+def _apart(
+    together: NDArray[np.float32], like: Sequence[NDArray[np.float32] | mx.nd.NDArray]
+) -> Iterator[mx.nd.NDArray]:
+    """Arrays of the shapes of others, from one that holds the values of all, one after the other."""
+    parts = np.split(together, np.cumsum([each.size for each in like])[:-1])
+    return (mx.nd.array(part.reshape(each.shape)) for part, each in zip(parts, like, strict=True))
 
 
 def _own_so_far(of_hosts: list[dict[str, Any]], peers: Peers) -> EpochSoFar:
