@@ -24,10 +24,16 @@ def area(boxes: Boxes) -> NDArray[np.float32]:
 
 def intersection(first: Boxes, second: Boxes) -> NDArray[np.float32]:
     """Area shared by each pair of boxes, `(R1, 4)` and `(R2, 4)` to `(R1, R2)`."""
-    low = np.maximum(first[:, None, :2], second[None, :, :2])
-    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
-    sides = np.maximum(high - low, 0)
-    return np.asarray(sides[..., 0] * sides[..., 1])
+    # Each axis on its own: an array with a last axis of two is several times slower.
+    width, height = (
+        np.maximum(
+            np.minimum(first[:, None, axis + 2], second[None, :, axis + 2])
+            - np.maximum(first[:, None, axis], second[None, :, axis]),
+            0,
+        )
+        for axis in (0, 1)
+    )
+    return np.asarray(width * height)
 
 
 def iou(first: Boxes, second: Boxes) -> NDArray[np.float32]:

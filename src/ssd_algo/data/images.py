@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import math
 import struct
 import warnings
 from dataclasses import dataclass
@@ -21,10 +22,12 @@ EXTENSIONS = (".jpg", ".jpeg", ".png")
 _EXIF_ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
 
-_JPEG_MAGIC = b"\xff\xd8"
+_JPEG_MAGIC, _PNG_MAGIC = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
 # Markers of a JPEG: frame headers of all kinds (C4, C8 and CC are other things), EXIF or XMP, and a scan.
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_EXIF_SEGMENT, _SCAN = 0xE1, 0xDA
+_EXIF_SEGMENT = 0xE1
+# Markers that a length and so many bytes follow: tables, applications' and comments.
+_SEGMENTS = frozenset({0xC4, 0xCC, 0xDB, 0xDD, 0xFE}) | frozenset(range(0xE0, 0xF0))
 _REDUCED = {
     1: cv2.IMREAD_COLOR,
     2: cv2.IMREAD_REDUCED_COLOR_2,
@@ -36,6 +39,9 @@ _REDUCED = {
 _KINDS = {"JPEG": "JPEG", "MPO": "JPEG", "PNG": "PNG", "BMP": "BMP", "WEBP": "WebP", "TIFF": "TIFF"}
 _END_MARKERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 _HEAD, _TAIL = 4096, 16  # bytes
+
+# Of an image that a request may bring.
+MOST_PIXELS = 50_000_000
 
 
 class NotAnImage(ValueError):
@@ -79,6 +85,36 @@ def upright_size(encoded: bytes) -> tuple[int, int]:
     NotAnImage
     """
     return _size_of_plain_jpeg(encoded) or _open(io.BytesIO(encoded))[:2]
+
+
+def decode_square(encoded: bytes, side: int) -> tuple[Pixels, int, int]:
+    """Decode a JPEG or PNG that anyone may have sent, for the network.
+
+    The pixels are those of `to_square(decode(encoded), side)`. Whatever the bytes say, no more memory is taken than an
+    image of `MOST_PIXELS` needs: 12 bytes a pixel, of which a progressive JPEG takes the most.
+
+    Returns
+    -------
+    square : uint8 (side, side, 3) RGB
+    width, height : int
+        Of the upright image.
+
+    Raises
+    ------
+    NotAnImage
+    """
+    width, height = _size_of_plain_jpeg(encoded) or _largest_size(encoded)
+    if width * height > MOST_PIXELS:
+        most = MOST_PIXELS // 10**6
+        raise NotAnImage(f"it has {width} x {height} pixels, and at most {most} million are taken; make it smaller")
+    try:
+        image = cv2.imdecode(np.frombuffer(encoded, dtype=np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error as error:
+        raise NotAnImage(f"the image cannot be decoded ({error.err})") from error
+    if image is None:
+        raise NotAnImage(f"the {len(encoded)} bytes are no image that can be decoded")
+    square = to_square(image, side)  # first, as it leaves less to do for the rest
+    return np.asarray(cv2.cvtColor(square, cv2.COLOR_BGR2RGB), dtype=np.uint8), image.shape[1], image.shape[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,10 +203,26 @@ def _size_of_plain_jpeg(encoded: bytes) -> tuple[int, int] | None:
         if kind in _FRAMES:
             height, width = struct.unpack_from(">HH", encoded, place + 5)
             return (width, height) if width and height else None
-        if kind in (_EXIF_SEGMENT, _SCAN):
+        if kind == _EXIF_SEGMENT or kind not in _SEGMENTS:
             return None
         place += 2 + int.from_bytes(encoded[place + 2 : place + 4], "big")
     return None
+
+
+def _largest_size(encoded: bytes) -> tuple[int, int]:
+    """Width and height of a JPEG or PNG; of one that says two things, the larger."""
+    width, height, kind = _open(io.BytesIO(encoded))
+    if kind not in _END_MARKERS:
+        raise NotAnImage(f"a {kind} image is not taken; JPEG and PNG are")
+    return max((width, height), _size_of_png(encoded), key=math.prod)
+
+
+def _size_of_png(encoded: bytes) -> tuple[int, int]:
+    """What the first chunk of a PNG says, which a decoder goes by; zeros for anything else."""
+    if not encoded.startswith(_PNG_MAGIC) or len(encoded) < len(_PNG_MAGIC) + 16:
+        return 0, 0
+    width, height = struct.unpack_from(">II", encoded, len(_PNG_MAGIC) + 8)
+    return width, height
 
 
 def _start_of_scan(jpeg: bytes) -> int:

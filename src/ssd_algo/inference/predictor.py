@@ -1,6 +1,5 @@
 """From encoded images to detections, the same for validation and for serving."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,8 +8,15 @@ from numpy.typing import NDArray
 
 from ssd_algo.data import images
 from ssd_algo.data.boxes import SCORE_THRESHOLD, Boxes, clip, decode, non_maximum_suppression
-from ssd_algo.inference.engines import MXNetEngine, Predictions, devices
+from ssd_algo.errors import UserError
+from ssd_algo.inference.engines import Engine, MXNetEngine, OpenVINOEngine, Predictions, Together
 from ssd_algo.model import artifact
+
+# The least difference of two logits, of a class and of background, at which the class can reach SCORE_THRESHOLD.
+_LEAST_MARGIN = np.float32(np.log(SCORE_THRESHOLD / (1 - SCORE_THRESHOLD)) - 1e-3)
+
+# Sizes of a batch to a device: OpenVINO gains little from more, a GPU is idle with less.
+_CPU_BATCHES, _GPU_BATCHES = (1, 2, 4), (1, 2, 4, 8)
 
 
 @dataclass(frozen=True)
@@ -30,41 +36,48 @@ class Detections:
     scores: NDArray[np.float32]
     classes: NDArray[np.int64]
 
+    def above(self, threshold: float, most: int | None = None) -> "Detections":
+        """Those with at least this score, and at most so many."""
+        count = int(np.count_nonzero(self.scores >= threshold))
+        count = count if most is None else min(count, most)
+        return Detections(self.boxes[:count], self.scores[:count], self.classes[:count])
+
 
 class Predictor:
     """A detector.
 
     Parameters
     ----------
-    engine : callable
-        uint8 (B, S, S, 3) to logits (B, A, C + 1) and offsets (B, A, 4).
+    engine : Engine
     anchors : float32 (A, 4)
     image_shape : int
         Side S of the network's input, pixels.
     nms_threshold, nms_topk
         As the hyperparameters of these names.
+    batches : ascending sizes
+        Of the batches to give; a smaller number of images is filled up.
     """
 
     def __init__(
         self,
-        engine: Callable[[NDArray[np.uint8]], Predictions],
+        engine: Engine,
         anchors: Boxes,
         image_shape: int,
         nms_threshold: float,
         nms_topk: int,
+        batches: tuple[int, ...] = (1,),
     ) -> None:
-        self._engine, self._anchors, self.image_shape = engine, anchors, image_shape
+        self._engine, self._anchors, self.image_shape, self.batches = engine, anchors, image_shape, batches
         self._nms_threshold, self._nms_topk = nms_threshold, nms_topk
 
     def prepare(self, encoded: bytes) -> Picture:
-        """Decode an image and resize it for the network.
+        """Decode an image that anyone may have sent, and resize it for the network.
 
         Raises
         ------
         images.NotAnImage
         """
-        image = images.decode(encoded)
-        return Picture(images.to_square(image, self.image_shape), width=image.shape[1], height=image.shape[0])
+        return Picture(*images.decode_square(encoded, self.image_shape))
 
     def detect(self, squares: NDArray[np.uint8]) -> list[Detections]:
         """Detections of each square, (B, S, S, 3) RGB."""
@@ -94,9 +107,15 @@ def select(
     offsets : float32 (A, 4)
     anchors : float32 (A, 4)
     """
+    # Few anchors have a class that can reach the threshold, whatever the other classes are: the others need no softmax.
+    possible = np.unique(np.flatnonzero(logits[:, 1:] - logits[:, :1] >= _LEAST_MARGIN) // (logits.shape[1] - 1))
+    logits, offsets, anchors = logits[possible], offsets[possible], anchors[possible]
     exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
     scores = (exponentials[:, 1:] / exponentials.sum(axis=1, keepdims=True)).reshape(-1)
     pairs = np.flatnonzero(scores >= SCORE_THRESHOLD)
+    if len(pairs) > nms_topk:
+        least = np.partition(scores[pairs], -nms_topk)[-nms_topk]
+        pairs = pairs[scores[pairs] >= least]
     pairs = pairs[np.argsort(-scores[pairs], kind="stable")[:nms_topk]]
     anchor, classes = np.divmod(pairs, logits.shape[1] - 1)
     boxes = decode(offsets[anchor], anchors[anchor])
@@ -104,18 +123,56 @@ def select(
     return Detections(clip(boxes[kept], 1, 1), scores[pairs[kept]], classes[kept])
 
 
-def load(directory: Path) -> Predictor:
-    """The predictor of an artifact, on the first GPU if there is one, else on the CPU.
+def load(directory: Path, precision: artifact.Precision = "float32", gpus: int = 0, threads: int = 0) -> Predictor:
+    """The predictor of an artifact: MXNet on the GPUs where there are some, else OpenVINO on the CPU.
+
+    Parameters
+    ----------
+    directory : Path
+    precision : str
+        `int8` takes the calibrated network; of the CPU only.
+    gpus : int
+        How many to use.
+    threads : int
+        Of the CPU; 0: one for each core.
 
     Raises
     ------
     UserError
         When the artifact is incomplete or damaged.
     """
-    description = artifact.describe(directory)
-    parameters = artifact.load_parameters(directory)
-    symbol = artifact.load_symbol(directory)
-    engine = MXNetEngine(symbol, devices()[0], parameters)
+    if gpus:
+        return load_reference(directory, gpus)
+    described = artifact.describe(directory)
+    network, file = artifact.network(directory, precision)
+    try:
+        engine = OpenVINOEngine(network, described.image_shape, threads)
+    except ValueError as error:
+        raise UserError(f"{file} is damaged and cannot be loaded; unpack the model.tar.gz again.") from error
     return Predictor(
-        engine, parameters["anchors"][0], description.image_shape, description.nms_threshold, description.nms_topk
+        engine, engine.anchors, described.image_shape, described.nms_threshold, described.nms_topk, _CPU_BATCHES
+    )
+
+
+def load_reference(directory: Path, gpus: int = 0) -> Predictor:
+    """The predictor of an artifact in MXNet, on so many GPUs; 0 is the CPU, to compare OpenVINO with.
+
+    Raises
+    ------
+    UserError
+        When the artifact is incomplete or damaged.
+    """
+    import mxnet as mx
+
+    described = artifact.describe(directory)
+    parameters, symbol = artifact.load_parameters(directory), artifact.load_symbol(directory)
+    contexts = [mx.gpu(index) for index in range(gpus)] or [mx.cpu()]
+    engines = [MXNetEngine(symbol, context, parameters) for context in contexts]
+    return Predictor(
+        Together(engines),
+        parameters["anchors"][0],
+        described.image_shape,
+        described.nms_threshold,
+        described.nms_topk,
+        tuple(size * len(engines) for size in _GPU_BATCHES),
     )

@@ -1,94 +1,133 @@
-"""The server's process: settings from the environment, gunicorn, signals; `main()`."""
+"""The server's process: gunicorn, signals, the watch over the inference thread; `main()`."""
 
+import json
 import logging
 import os
 import sys
+import threading
+import time
+from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
-from pathlib import Path
+from http import HTTPStatus
 from typing import Any
 
 from flask import Flask
+from gunicorn import util
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
+from gunicorn.http import errors
+from gunicorn.workers.gthread import ThreadWorker
 
+from ssd_algo import __version__
 from ssd_algo.contract import gpus, log_lines
-from ssd_algo.contract.container import Container, hide_gpus, set_up_mxnet
+from ssd_algo.contract.container import Container, set_up_mxnet
 from ssd_algo.errors import UserError
 from ssd_algo.inference import predictor
 from ssd_algo.model import artifact
 from ssd_algo.serving.app import create_app
-from ssd_algo.serving.batcher import InferenceThread
+from ssd_algo.serving.batcher import Batcher
+from ssd_algo.serving.metrics import Metrics
+from ssd_algo.serving.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 _GRACE_SECONDS = 25  # for requests in flight at SIGTERM; the platform kills after 30
-_THREADS = 16
+_LAST_START_SECONDS = 18  # after SIGTERM, to begin with an image: what is begun must end in the grace period
+_SPARE_THREADS = 16  # beside those of requests: for /ping, and to refuse who finds no place
+_SECONDS_TO_SEE_IT = 3  # for which /ping says that the inference thread hangs before the process ends
 
-
-@dataclass(frozen=True)
-class Settings:
-    """What the environment says of the server: its port, and where the model is."""
-
-    port: int
-    model_directory: Path
-
-    @classmethod
-    def from_environment(cls) -> "Settings":
-        """
-        Raises
-        ------
-        UserError
-            When `SAGEMAKER_BIND_TO_PORT` is no port.
-        """
-        text = os.environ.get("SAGEMAKER_BIND_TO_PORT") or "8080"
-        if not text.isdecimal() or not 0 < int(text) < 65536:
-            raise UserError(f'SAGEMAKER_BIND_TO_PORT is "{text}"; it must be a port from 1 to 65535.')
-        return cls(int(text), Container.from_environment().model_directory)
+_STATUSES = {
+    errors.LimitRequestLine: HTTPStatus.REQUEST_URI_TOO_LONG,
+    errors.LimitRequestHeaders: HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+    errors.ExpectationFailed: HTTPStatus.EXPECTATION_FAILED,
+}
 
 
 def main() -> int:
     """Serve until SIGTERM; returns the exit code of a server that did not come up."""
     log_lines.configure_logging()
     print(log_lines.entry_point("serve"), flush=True)
+    directory = Container.from_environment().model_directory
     try:
-        settings = Settings.from_environment()
-        artifact.describe(settings.model_directory)
+        settings = Settings.from_environment(os.environ)
+        described = artifact.describe(directory)
+        artifact.check_precision(directory, settings.precision)
     except UserError as error:
         print(f"{error.prefix}: {error}", file=sys.stderr, flush=True)
         return error.exit_code
-    wrong = _wrong_with_gpus() if gpus.mxnet_is_built_for_gpus() else None
-    if wrong:
-        logger.warning("%s The CPU is used.", wrong)
-        hide_gpus()
-    set_up_mxnet(one_shape=False)
-    _Server(settings).run()
+    logging.getLogger().setLevel(settings.log_level)
+    devices = _usable_gpus()
+    if devices:
+        set_up_mxnet(one_shape=False)
+        if settings.precision == "int8":
+            logger.warning("SSD_ALGO_PRECISION is int8, which is for CPUs; the GPU computes in float32.")
+    about = {
+        "base_network": described.base_network,
+        "image_shape": str(described.image_shape),
+        "num_classes": str(described.num_classes),
+        "precision": "float32" if devices else settings.precision,
+        "device": f"{devices} GPUs" if devices else f"{settings.cpus} CPUs",
+        "version": __version__,
+    }
+    logger.info("Serving %s.", ", ".join(f"{name} {value}" for name, value in about.items()))
+    Server(
+        settings,
+        lambda: predictor.load(directory, settings.precision, devices, settings.cpus),
+        described.class_names,
+        about,
+    ).run()
     return 0
 
 
-def _wrong_with_gpus() -> str | None:
-    """Why this machine's GPUs cannot be used; None where they can, or there are none."""
+def _usable_gpus() -> int:
+    """How many GPUs MXNet can use; none, with a warning, where it cannot use those of the machine."""
+    if not gpus.mxnet_is_built_for_gpus():
+        return 0
     try:
-        return gpus.without_code(gpus.installed())
+        found = gpus.installed()
+        wrong = gpus.without_code(found)
     except UserError as error:
-        return str(error)
+        found, wrong = [], str(error)
+    if wrong:
+        logger.warning("%s The CPU is used.", wrong)
+        return 0
+    return len(found)
 
 
-class _Server(BaseApplication):  # type: ignore[misc]
-    """gunicorn with one worker process of many threads; only the worker imports mxnet."""
+class Server(BaseApplication):  # type: ignore[misc]
+    """gunicorn, with worker processes of many threads.
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    Parameters
+    ----------
+    settings : Settings
+    load : callable
+        Makes the predictor, in the worker.
+    class_names : dict
+        Class id to name.
+    about : dict
+        What `/metrics` says of the model.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        load: Callable[[], predictor.Predictor],
+        class_names: dict[int, str],
+        about: dict[str, str],
+    ) -> None:
+        self._settings, self._load, self._class_names, self._about = settings, load, class_names, about
         super().__init__()
 
     def load_config(self) -> None:
         options: dict[str, Any] = {
             "bind": f"0.0.0.0:{self._settings.port}",
-            "workers": 1,
-            "worker_class": "gthread",
-            "threads": _THREADS,
+            "workers": self._settings.workers,
+            "worker_class": Worker,
+            "threads": self._settings.limits.requests + _SPARE_THREADS,
+            "worker_connections": 2000,
             "graceful_timeout": _GRACE_SECONDS,
             "keepalive": 65,
+            "timeout": 60,
             "errorlog": "-",
             "control_socket_disable": True,
         }
@@ -97,9 +136,61 @@ class _Server(BaseApplication):  # type: ignore[misc]
 
     def load(self) -> Flask:
         """Called in the worker: the application, whose model is loaded while `/ping` already answers 503."""
-        inference = InferenceThread(lambda: predictor.load(self._settings.model_directory))
-        inference.loading.add_done_callback(_end_when_loading_failed)
-        return create_app(inference)
+        settings, metrics = self._settings, Metrics()
+        metrics.describe(self._about)
+        batcher = Batcher(self._load, settings.limits.requests, metrics)
+        batcher.loading.add_done_callback(_end_when_loading_failed)
+        threading.Thread(target=_watch, args=(batcher, settings), name="watch", daemon=True).start()
+        app = create_app(batcher, settings.limits, metrics, self._class_names, settings.default_accept)
+        app.extensions["batcher"] = batcher
+        return app
+
+
+class Worker(ThreadWorker):  # type: ignore[misc]
+    """A worker process, which answers all that it was sent before it ends, and in JSON whatever it was sent."""
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """SIGTERM."""
+        if self.alive:
+            self.wsgi.extensions["batcher"].finish(_LAST_START_SECONDS)
+            self.method_queue.defer(self._accept_waiting)
+        super().handle_exit(sig, frame)
+
+    def _accept_waiting(self) -> None:
+        """Take the connections that clients have made but nobody has accepted: closing the listener resets them."""
+        for listener in self.sockets:
+            before = -1
+            while self.nr_conns != before:
+                before = self.nr_conns
+                self.accept(listener)
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: Exception) -> None:
+        """Answer what is no HTTP request."""
+        if not isinstance(exc, errors.ParseException):
+            super().handle_error(req, client, addr, exc)
+            return
+        status = _STATUSES.get(type(exc), HTTPStatus.BAD_REQUEST)
+        body = json.dumps({"error": f"The request is not HTTP/1.1 as this server takes it: {exc}."}) + "\n"
+        head = f"HTTP/1.1 {status.value} {status.phrase}\r\nConnection: close\r\nContent-Type: application/json\r\n"
+        try:
+            util.write_nonblock(client, f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+        except OSError:
+            logger.debug("The sender of a bad request is gone.")
+
+
+def _watch(batcher: Batcher, settings: Settings) -> None:
+    """End the process when its inference thread has died or hangs: the master starts another."""
+    while True:
+        time.sleep(0.5)
+        most = settings.limits.hung_seconds if batcher.ready() else settings.startup_seconds
+        if batcher.is_alive() and batcher.busy_for() < most + _SECONDS_TO_SEE_IT:
+            continue
+        if not batcher.is_alive() and not batcher.ready():
+            return  # loading has failed, and said so
+        what = f"has been busy for {most:g} seconds" if batcher.is_alive() else "has ended"
+        print(f"AlgorithmError: the inference thread {what}; the server process starts anew.", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def _end_when_loading_failed(loading: Future[Any]) -> None:

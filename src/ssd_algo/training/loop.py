@@ -26,6 +26,7 @@ from ssd_algo.model.network import Network
 from ssd_algo.training import cluster, resume, schedule
 from ssd_algo.training.checkpoint import Checkpoint, Checkpoints, from_arrays, to_arrays
 from ssd_algo.training.data import TrainingData
+from ssd_algo.training.export import export
 from ssd_algo.training.peers import Peers
 from ssd_algo.training.starting_point import build_network_to_train, starting_values
 from ssd_algo.training.stopping import STOPPED_BEFORE_FIRST_STEP, Stop, Stopped
@@ -183,9 +184,11 @@ def train(job: Job, loader: Loader | StreamLoader, validation_loader: Loader, st
                     job.peers.fail(error)  # at once: threads of this host may wait for others, and others for this one
                 raise
             checkpoints.finish()
-    if job.packed_model is not None and save.done:
-        artifact.pack(job.model_directory, job.packed_model)
     job.peers.leave(trainer.close)
+    if save.done and job.peers.is_chief:
+        validation.add_to_metrics("served", export(job.model_directory, hp, job.data, stop))
+        if job.packed_model is not None:
+            artifact.pack(job.model_directory, job.packed_model)
 
 
 def _about_checkpoints(job: Job, directory: Path | None) -> str:

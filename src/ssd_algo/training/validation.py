@@ -84,6 +84,7 @@ class Validation:
         self._epochs: list[dict[str, Any]] = []
         self._best: dict[str, Any] | None = None
         self._best_values: dict[str, NDArray[np.float32]] = {}
+        self._more: dict[str, Any] = {}
         self._since, self._waited = time.time(), 0.0  # the last validation's end, and waiting for its score
 
     def __enter__(self) -> "Validation":
@@ -207,10 +208,16 @@ class Validation:
         numbered = [item for each in hosts for item in each.items()]
         return [each for _, each in sorted(numbered, key=lambda item: item[0])]
 
+    def add_to_metrics(self, name: str, document: dict[str, Any]) -> None:
+        """Let metrics.json also say this."""
+        self._more[name] = document
+        self._tell()
+
     def _tell(self) -> None:
         """Write metrics.json."""
+        document = {"definition": DEFINITION, "best": self._best, "epochs": self._epochs} | self._more
         try:
-            self._write_metrics({"definition": DEFINITION, "best": self._best, "epochs": self._epochs})
+            self._write_metrics(document)
         except OSError as error:
             logger.warning("metrics.json cannot be written (%s).", error)
 

@@ -1,0 +1,119 @@
+"""A request's body: read with bounds, taken apart into images."""
+
+import base64
+import binascii
+import io
+import json
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from gunicorn.http.errors import ParseException
+
+from ssd_algo.data import recordio
+from ssd_algo.errors import RequestError, RequestTimeout, TooLarge
+
+_PART = 1 << 16  # bytes
+# Of a body that is too large, what is read and thrown away: who is still sending does not listen for an answer.
+_MOST_DRAINED, _SECONDS_OF_DRAINING = 200_000_000, 5.0
+
+RECORDS, LINES = "application/x-recordio", "application/jsonlines"
+
+
+def read(environ: dict[str, Any], most: int, deadline: float) -> bytes:
+    """The body of a WSGI request, of at most so many bytes, read until a time of `time.monotonic`.
+
+    Raises
+    ------
+    TooLarge, RequestTimeout, RequestError
+    """
+    stream, length = environ["wsgi.input"], int(environ.get("CONTENT_LENGTH") or 0)
+    parts, size = [], 0
+    while length <= most and size <= most and (part := _part(environ, stream, deadline)):
+        parts.append(part)
+        size += len(part)
+    if max(length, size) > most:
+        _drain(environ, stream)
+        raise TooLarge(
+            f"The request's body has more than {most / 2**20:g} MB; send a smaller image, or set "
+            "SAGEMAKER_MAX_PAYLOAD_IN_MB."
+        )
+    if size < length:
+        raise RequestError(f"The request's body ended after {size} of {length} bytes; send all of it.")
+    return b"".join(parts)
+
+
+def _part(environ: dict[str, Any], stream: Any, deadline: float) -> bytes:
+    """The next bytes of the body; empty at its end."""
+    connection: socket.socket | None = environ.get("gunicorn.socket")
+    left = deadline - time.monotonic()
+    try:
+        if left <= 0:
+            raise TimeoutError
+        if connection is not None:
+            connection.settimeout(left)
+        return bytes(stream.read(_PART))
+    except TimeoutError as error:
+        raise RequestTimeout("The request's body did not arrive in time; send it faster.") from error
+    except (ParseException, OSError) as error:
+        raise RequestError(f"The request's body cannot be read ({error}); send it as HTTP/1.1 says.") from error
+    finally:
+        if connection is not None:
+            connection.settimeout(None)
+
+
+def _drain(environ: dict[str, Any], stream: Any) -> None:
+    deadline, size = time.monotonic() + _SECONDS_OF_DRAINING, 0
+    try:
+        while size < _MOST_DRAINED and (part := _part(environ, stream, deadline)):
+            size += len(part)
+    except RequestError:
+        return
+
+
+def images(body: bytes, media_type: str) -> Iterator[bytes | RequestError]:
+    """The encoded images of a body with many; in the place of one that cannot be had, why.
+
+    `application/jsonlines`: on each line a string of base64, or an object with such a string as `image`.
+    `application/x-recordio`: records that are images, or that pack or im2rec made; their labels do not matter.
+
+    Raises
+    ------
+    RequestError
+        When what follows cannot be found.
+    """
+    return _of_records(body) if media_type == RECORDS else _of_lines(body)
+
+
+def _of_records(body: bytes) -> Iterator[bytes | RequestError]:
+    try:
+        for _, payload in recordio.read_records(io.BytesIO(body), len(body)):
+            yield _of_record(payload)
+    except recordio.BrokenRecord as error:
+        raise RequestError(f"Record {error.number} of the request's body cannot be read: {error}.") from error
+
+
+def _of_record(payload: bytes) -> bytes:
+    if payload.startswith((b"\xff\xd8", b"\x89PNG")):
+        return payload
+    try:
+        return recordio.unpack(payload).image
+    except ValueError:
+        return payload
+
+
+def _of_lines(body: bytes) -> Iterator[bytes | RequestError]:
+    for number, line in enumerate(body.splitlines(), 1):
+        if line.strip():
+            yield _of_line(number, line)
+
+
+def _of_line(number: int, line: bytes) -> bytes | RequestError:
+    try:
+        value = json.loads(line)
+        return base64.b64decode(value["image"] if isinstance(value, dict) else value, validate=True)
+    except (ValueError, KeyError, TypeError, RecursionError, binascii.Error):
+        return RequestError(
+            f'Line {number} of the request\'s body is no image in base64; send "..." or {{"image": "..."}}.'
+        )
