@@ -41,6 +41,7 @@ SMALL = {
     "mini_batch_size": "8",
     "learning_rate": "0.005",
     "epochs": "1",
+    "export_int8": "0",
 }
 
 
@@ -197,6 +198,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
     base = tmp_path_factory.mktemp("trained")
     demo.write_channels(base / "input" / "data", 160, 30, np.random.default_rng(1))
     longer = {"epochs": "8", "lr_scheduler_step": "6, 7", "learning_rate": "0.01", "num_training_samples": "160"}
+    longer |= {"export_int8": "1"}
     run = train(base, SMALL | longer | {"_tuning_objective_metric": "validation:mAP"})
     assert run.code == 0, run.err
     return run

@@ -28,7 +28,9 @@ def test_model_directory(trained: Run) -> None:
         "classes.json",
         "hyperparams.json",
         "model_algo_1-0000.params",
+        "model_algo_1-int8.onnx",
         "model_algo_1-symbol.json",
+        "model_algo_1.onnx",
     ]
     assert json.loads((trained.base / "model" / "classes.json").read_text()) == {
         "0": "circle",
@@ -48,6 +50,8 @@ def test_packed_as_the_platform_would(trained: Run) -> None:
         "model_algo_1-0000.params",
         "hyperparams.json",
         "classes.json",
+        "model_algo_1.onnx",
+        "model_algo_1-int8.onnx",
     ]
 
 
@@ -89,8 +93,8 @@ def test_unpacked_takes_the_models_files_only(tmp_path: Path, trained: Run) -> N
         for name in ("sub/hyperparams.json", "other.txt", "...", "a..b"):
             tar.addfile(member(name, 4), io.BytesIO(b"evil"))
     with artifact.unpacked(tmp_path) as directory:
-        for path in (trained.base / "model").iterdir():
-            assert (directory / path.name).read_bytes() == path.read_bytes()
+        for path in directory.iterdir():
+            assert path.read_bytes() == (trained.base / "model" / path.name).read_bytes()
         assert len(list(directory.iterdir())) == 4
         assert artifact.describe(directory).class_names == {0: "circle", 1: "square", 2: "triangle"}
     assert not directory.exists()

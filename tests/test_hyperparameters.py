@@ -46,6 +46,7 @@ def test_defaults_are_the_built_ins() -> None:
         "max_bad_records": 0,
         "augmentation": True,
         "cache_mb": 0,
+        "export_int8": "auto",
         "spool_mb": 4096,
     }
 
@@ -214,6 +215,7 @@ def test_final_configuration_is_the_built_ins_file() -> None:
         "max_bad_records": "0",
         "augmentation": "True",
         "cache_mb": "0",
+        "export_int8": "auto",
         "spool_mb": "4096",
     }
 

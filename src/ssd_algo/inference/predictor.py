@@ -126,6 +126,8 @@ def select(
 def load(directory: Path, precision: artifact.Precision = "float32", gpus: int = 0, threads: int = 0) -> Predictor:
     """The predictor of an artifact: MXNet on the GPUs where there are some, else OpenVINO on the CPU.
 
+    MXNet also takes what is too large for OpenVINO's file.
+
     Parameters
     ----------
     directory : Path
@@ -141,9 +143,9 @@ def load(directory: Path, precision: artifact.Precision = "float32", gpus: int =
     UserError
         When the artifact is incomplete or damaged.
     """
-    if gpus:
-        return load_reference(directory, gpus)
     described = artifact.describe(directory)
+    if gpus or not artifact.fits_network_file(directory):
+        return load_reference(directory, gpus)
     network, file = artifact.network(directory, precision)
     try:
         engine = OpenVINOEngine(network, described.image_shape, threads)

@@ -34,6 +34,7 @@ _OPTIONAL = (CLASSES_FILE,)
 
 # The network up to logits and offsets as ONNX: made of the files above, so that serving starts faster.
 Precision = Literal["float32", "int8"]
+MOST_BYTES_OF_A_NETWORK = 1_900_000_000  # its format holds 2 GB in a file
 NETWORK_FILES: dict[Precision, str] = {"float32": "model_algo_1.onnx", "int8": "model_algo_1-int8.onnx"}
 
 # What an archive may hold. The largest model, ResNet-101 with 10,000 classes, has 9.96 GB.
@@ -263,6 +264,11 @@ def network(directory: Path, precision: Precision) -> tuple[bytes, Path]:
     if path.is_file():
         return path.read_bytes(), path
     return exported(directory).SerializeToString(), directory / SYMBOL_FILE
+
+
+def fits_network_file(directory: Path) -> bool:
+    """Whether the network can be made as ONNX: one with thousands of classes is too large."""
+    return (directory / PARAMETERS_FILE).stat().st_size <= MOST_BYTES_OF_A_NETWORK
 
 
 def check_precision(directory: Path, precision: Precision) -> None:

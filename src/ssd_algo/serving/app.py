@@ -127,7 +127,7 @@ def create_app(
         form = negotiation.accepted(request.headers.get("Accept", ""), default_accept)
         wish = negotiation.wished(request.headers.get(_ATTRIBUTES, ""))
         connection = request.environ.get("gunicorn.socket")
-        waiting = Request(g.started + limits.seconds, lambda: connection is not None and _is_closed(connection))
+        waiting = Request(g.started + limits.seconds, lambda: connection is not None and is_closed(connection))
         with batcher.place():
             body = bodies.read(request.environ, limits.payload_mb * 2**20, waiting.deadline)
             metrics.seconds("read", time.monotonic() - g.started)
@@ -187,31 +187,31 @@ class _Answering:
     def many(self, encoded: Iterable[bytes | RequestError]) -> Iterator[_Answer]:
         """The answers for images, in order; as many as make a batch are queued at a time."""
         begun: deque[tuple[Picture, Future[Prediction]] | RequestError] = deque()
-        for each in encoded:
-            begun.append(self._try_to_begin(each))
+        for number, each in enumerate(encoded, 1):
+            begun.append(self._try_to_begin(each, f"Image {number} of the request's body"))
             if len(begun) == self._predictor.batches[-1]:
                 yield self._finish_or_say(begun.popleft())
         while begun:
             yield self._finish_or_say(begun.popleft())
 
-    def _try_to_begin(self, encoded: bytes | RequestError) -> tuple[Picture, Future[Prediction]] | RequestError:
+    def _try_to_begin(
+        self, encoded: bytes | RequestError, what: str
+    ) -> tuple[Picture, Future[Prediction]] | RequestError:
         try:
-            return encoded if isinstance(encoded, RequestError) else self._begin(encoded)
+            return encoded if isinstance(encoded, RequestError) else self._begin(encoded, what)
         except RequestError as error:
             return error
 
     def _finish_or_say(self, begun: tuple[Picture, Future[Prediction]] | RequestError) -> _Answer:
         return {"error": str(begun)} if isinstance(begun, RequestError) else self._finish(*begun)
 
-    def _begin(self, encoded: bytes) -> tuple[Picture, Future[Prediction]]:
+    def _begin(self, encoded: bytes, what: str = "The request's body") -> tuple[Picture, Future[Prediction]]:
         started = time.monotonic()
         try:
             with self._decoding:
                 picture = self._predictor.prepare(encoded)
         except NotAnImage as error:
-            raise RequestError(
-                f"The request's body is not an image: {error}; send a JPEG or PNG file's bytes."
-            ) from error
+            raise RequestError(f"{what} is not an image: {error}; send a JPEG or PNG file's bytes.") from error
         self._metrics.seconds("decode", time.monotonic() - started)
         return picture, self._batcher.submit(picture.square, self._waiting)
 
@@ -227,7 +227,7 @@ class _Answering:
         return answer
 
 
-def _is_closed(connection: socket.socket) -> bool:
+def is_closed(connection: socket.socket) -> bool:
     """Whether the other side has closed a connection, which cannot be waiting for an answer then."""
     try:
         return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""

@@ -42,6 +42,7 @@ def accepted(header: str, default: str) -> Form:
         media_type, parameters = parse_options_header(choice)
         if quality <= 0:
             continue
+        media_type = media_type.lower()
         if media_type in _ANY:
             media_type, parameters = parse_options_header(default)
         if media_type in _FORMS:

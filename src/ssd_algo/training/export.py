@@ -38,6 +38,9 @@ def export(directory: Path, hyperparameters: Hyperparameters, data: TrainingData
     dict
         For metrics.json: the mAP of each network on the same images, computed as it is served; empty without int8.
     """
+    if not artifact.fits_network_file(directory):
+        logger.info("The network is too large for ONNX: it is served by MXNet, in float32.")
+        return {}
     try:
         network = artifact.exported(directory)
         artifact.save_network(directory, "float32", network.SerializeToString())
