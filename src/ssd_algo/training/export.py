@@ -46,6 +46,7 @@ def export(directory: Path, hyperparameters: Hyperparameters, data: TrainingData
         artifact.save_network(directory, "float32", network.SerializeToString())
         if hyperparameters.export_int8 == "0":
             return {}
+        stop.check()
         squares = _squares(
             _some(_images_to_calibrate(data), _CALIBRATED_ON, hyperparameters.seed), hyperparameters, stop
         )

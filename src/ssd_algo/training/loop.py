@@ -175,20 +175,24 @@ def train(job: Job, loader: Loader | StreamLoader, validation_loader: Loader, st
                     raise Stopped
                 _train_epochs(run)
                 validation.finish()
-                _finish(run, ready)
+                _keep_unvalidated(run)
+                stopped = False
             except Stopped:
                 validation.finish()
                 _leave_model(run)
+                stopped = True
             except Exception as error:
                 if job.peers.size > 1:
                     job.peers.fail(error)  # at once: threads of this host may wait for others, and others for this one
                 raise
             checkpoints.finish()
     job.peers.leave(trainer.close)
-    if save.done and job.peers.is_chief:
+    if job.peers.is_chief and save.done:
         validation.add_to_metrics("served", export(job.model_directory, hp, job.data, stop))
         if job.packed_model is not None:
             artifact.pack(job.model_directory, job.packed_model)
+    if not stopped:
+        _tell_end(run, ready)
 
 
 def _about_checkpoints(job: Job, directory: Path | None) -> str:
@@ -360,16 +364,20 @@ def _leave_model(run: Run) -> None:
         logger.warning("%s; the model is the weights as they are, as there was no validation yet.", where)
 
 
-def _finish(run: Run, ready: float) -> None:
+def _keep_unvalidated(run: Run) -> None:
+    """The weights as they are, where a checkpoint had all the epochs but no validation."""
+    if run.job.peers.is_chief and run.validation.best() is None:
+        run.save(finite(run.trainer.values(), run.trainer.so_far.epoch, run.trainer.learning_rate))
+
+
+def _tell_end(run: Run, ready: float) -> None:
     job, done, best = run.job, run.trainer.so_far.epoch, run.validation.best()
     logger.info(log_lines.NO_TEST_DATA)
     milliseconds = {"setuptime": (ready - job.started) * 1000, "totaltime": (time.time() - job.started) * 1000}
     _print_metrics(job, job.started, {"epochs": done} | milliseconds)
     if not run.job.peers.is_chief:
         logger.info("Training finished: the model is with %s.", run.job.peers.names[0])
-    elif best is None:  # a checkpoint had all the epochs, but no validation
-        run.save(finite(run.trainer.values(), done, run.trainer.learning_rate))
-    else:
+    elif best is not None:
         logger.info(log_lines.finished(*best))
 
 
