@@ -3,11 +3,13 @@
 import json
 import logging
 import os
+import selectors
 import sys
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -34,6 +36,7 @@ logger = logging.getLogger(__name__)
 _GRACE_SECONDS = 25  # for requests in flight at SIGTERM; the platform kills after 30
 _LAST_START_SECONDS = 18  # after SIGTERM, to begin with an image: what is begun must end in the grace period
 _SPARE_THREADS = 16  # beside those of requests: for /ping, and to refuse who finds no place
+_SECONDS_BETWEEN_LOOKS = 0.5  # at the inference thread
 _SECONDS_TO_SEE_IT = 3  # for which /ping says that the inference thread hangs before the process ends
 
 _STATUSES = {
@@ -149,9 +152,19 @@ class Server(BaseApplication):  # type: ignore[misc]
 class Worker(ThreadWorker):  # type: ignore[misc]
     """A worker process, which answers all that it was sent before it ends, and in JSON whatever it was sent."""
 
+    def enqueue_req(self, conn: Any) -> None:
+        """Give a connection a thread once something has come over it: those that are silent must not keep all busy."""
+        if conn.initialized or conn.data_ready:
+            super().enqueue_req(conn)
+            return
+        conn.sock.setblocking(False)
+        conn.set_timeout()
+        self.pending_conns.append(conn)
+        self.poller.register(conn.sock, selectors.EVENT_READ, partial(self.on_pending_socket_readable, conn))
+
     def handle_exit(self, sig: int, frame: Any) -> None:
         """SIGTERM."""
-        if self.alive:
+        if self.alive and self.wsgi is not None:
             self.wsgi.extensions["batcher"].finish(_LAST_START_SECONDS)
             self.method_queue.defer(self._accept_waiting)
         super().handle_exit(sig, frame)
@@ -180,21 +193,30 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
 def _watch(batcher: Batcher, settings: Settings) -> None:
     """End the process when its inference thread has died or hangs: the master starts another."""
-    while True:
-        time.sleep(0.5)
-        most = settings.limits.hung_seconds if batcher.ready() else settings.startup_seconds
-        if batcher.is_alive() and batcher.busy_for() < most + _SECONDS_TO_SEE_IT:
-            continue
-        if not batcher.is_alive() and not batcher.ready():
-            return  # loading has failed, and said so
-        what = f"has been busy for {most:g} seconds" if batcher.is_alive() else "has ended"
-        print(f"AlgorithmError: the inference thread {what}; the server process starts anew.", file=sys.stderr)
-        sys.stderr.flush()
-        os._exit(1)
+    while not batcher.loading.done():
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+        if batcher.busy_for() > settings.startup_seconds:
+            sentence = (
+                f"the model is not loaded after {settings.startup_seconds:g} seconds (SAGEMAKER_STARTUP_TIMEOUT)."
+            )
+            _end(sentence, Arbiter.WORKER_BOOT_ERROR)
+    most = settings.limits.hung_seconds
+    while batcher.ready():
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+        if not batcher.is_alive():
+            _end("the inference thread has ended; the server process starts anew.", 1)
+        if batcher.busy_for() > most + _SECONDS_TO_SEE_IT:
+            _end(f"the inference thread has been busy for {most:g} seconds; the server process starts anew.", 1)
+
+
+def _end(sentence: str, code: int) -> None:
+    """End this process; with `WORKER_BOOT_ERROR` gunicorn's master leaves too."""
+    print(f"AlgorithmError: {sentence}", file=sys.stderr, flush=True)
+    os._exit(code)
 
 
 def _end_when_loading_failed(loading: Future[Any]) -> None:
-    """A server without a model ends: gunicorn's master leaves when its worker exits with this code."""
+    """A server without a model ends."""
     error = loading.exception()
     if error is None:
         return
