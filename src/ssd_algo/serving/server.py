@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 _GRACE_SECONDS = 25  # for requests in flight at SIGTERM; the platform kills after 30
 _LAST_START_SECONDS = 18  # after SIGTERM, to begin with an image: what is begun must end in the grace period
 _SPARE_THREADS = 16  # beside those of requests: for /ping, and to refuse who finds no place
+_SECONDS_OF_SILENCE = 2.0  # that a connection may keep a server from ending
 _SECONDS_BETWEEN_LOOKS = 0.5  # at the inference thread
 _SECONDS_TO_SEE_IT = 3  # for which /ping says that the inference thread hangs before the process ends
 
@@ -176,6 +177,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             while self.nr_conns != before:
                 before = self.nr_conns
                 self.accept(listener)
+        for conn in self.pending_conns:  # whoever has not begun to send by then
+            conn.timeout = min(conn.timeout, time.monotonic() + _SECONDS_OF_SILENCE)
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: Exception) -> None:
         """Answer what is no HTTP request."""
