@@ -115,7 +115,12 @@ def create_app(
 
     @app.get("/")
     def try_it() -> Response:
-        return Response(page, mimetype="text/html")
+        headers = {
+            "Cache-Control": "no-cache",
+            "X-Content-Type-Options": "nosniff",
+            "Content-Security-Policy": "frame-ancestors 'none'",
+        }
+        return Response(page, headers=headers, mimetype="text/html")
 
     @app.post("/invocations")
     def invocations() -> Response:
