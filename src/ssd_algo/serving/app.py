@@ -2,6 +2,7 @@
 
 import json
 import logging
+import select
 import socket
 import threading
 import time
@@ -86,6 +87,8 @@ def create_app(
     def end(response: Response) -> Response:
         route = request.url_rule.rule if request.url_rule else "other"
         metrics.request(route, response.status_code, time.monotonic() - g.started)
+        if response.status_code >= 400:
+            bodies.discard(request.environ)
         if response.status_code == 503:
             response.headers["Retry-After"] = "1"
         attributes = request.headers.get(_ATTRIBUTES)
@@ -235,10 +238,10 @@ class _Answering:
 def is_closed(connection: socket.socket) -> bool:
     """Whether the other side has closed a connection, which cannot be waiting for an answer then."""
     try:
-        return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
-    except BlockingIOError:
-        return False
-    except OSError:
+        poll = select.poll()  # recv alone would wait for as long as the socket's time limit says
+        poll.register(connection, select.POLLIN)
+        return bool(poll.poll(0)) and connection.recv(1, socket.MSG_PEEK) == b""
+    except (OSError, ValueError):
         return True
 
 

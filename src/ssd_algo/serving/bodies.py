@@ -15,8 +15,8 @@ from ssd_algo.data import recordio
 from ssd_algo.errors import RequestError, RequestTimeout, TooLarge
 
 _PART = 1 << 16  # bytes
-# Of a body that is too large, what is read and thrown away: who is still sending does not listen for an answer.
-_MOST_DRAINED, _SECONDS_OF_DRAINING = 200_000_000, 5.0
+# Of a body that nobody wants.
+_MOST_DRAINED, _SECONDS_OF_DRAINING = 200_000_000, 2.0
 
 RECORDS, LINES = "application/x-recordio", "application/jsonlines"
 
@@ -34,7 +34,6 @@ def read(environ: dict[str, Any], most: int, deadline: float) -> bytes:
         parts.append(part)
         size += len(part)
     if max(length, size) > most:
-        _drain(environ, stream)
         raise TooLarge(
             f"The request's body has more than {most / 2**20:g} MB; send a smaller image, or set "
             "SAGEMAKER_MAX_PAYLOAD_IN_MB."
@@ -47,6 +46,7 @@ def read(environ: dict[str, Any], most: int, deadline: float) -> bytes:
 def _part(environ: dict[str, Any], stream: Any, deadline: float) -> bytes:
     """The next bytes of the body; empty at its end."""
     connection: socket.socket | None = environ.get("gunicorn.socket")
+    before = connection.gettimeout() if connection is not None else None
     left = deadline - time.monotonic()
     try:
         if left <= 0:
@@ -60,13 +60,14 @@ def _part(environ: dict[str, Any], stream: Any, deadline: float) -> bytes:
         raise RequestError(f"The request's body cannot be read ({error}); send it as HTTP/1.1 says.") from error
     finally:
         if connection is not None:
-            connection.settimeout(None)
+            connection.settimeout(before)
 
 
-def _drain(environ: dict[str, Any], stream: Any) -> None:
+def discard(environ: dict[str, Any]) -> None:
+    """Read what is left of a body: who is still sending does not listen, nor could use the connection again."""
     deadline, size = time.monotonic() + _SECONDS_OF_DRAINING, 0
     try:
-        while size < _MOST_DRAINED and (part := _part(environ, stream, deadline)):
+        while size < _MOST_DRAINED and (part := _part(environ, environ["wsgi.input"], deadline)):
             size += len(part)
     except RequestError:
         return

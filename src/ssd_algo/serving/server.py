@@ -1,14 +1,16 @@
 """The server's process: gunicorn, signals, the watch over the inference thread; `main()`."""
 
+import ctypes
 import json
 import logging
 import os
 import selectors
+import socket
 import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from http import HTTPStatus
 from typing import Any
@@ -18,7 +20,7 @@ from gunicorn import util
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.http import errors
-from gunicorn.workers.gthread import ThreadWorker
+from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from ssd_algo import __version__
 from ssd_algo.contract import gpus, log_lines
@@ -35,10 +37,16 @@ logger = logging.getLogger(__name__)
 
 _GRACE_SECONDS = 25  # for requests in flight at SIGTERM; the platform kills after 30
 _LAST_START_SECONDS = 18  # after SIGTERM, to begin with an image: what is begun must end in the grace period
-_SPARE_THREADS = 16  # beside those of requests: for /ping, and to refuse who finds no place
+_SPARE_THREADS = 16  # beside those of requests: to refuse who finds no place
+_PING_THREADS = 4
+_MOST_HEADERS = 1 << 16  # bytes, more than gunicorn takes
+_SECONDS_OF_A_PART = 20.0  # for the next bytes of a request's headers, or for a client to take the next of an answer
 _SECONDS_OF_SILENCE = 2.0  # that a connection may keep a server from ending
 _SECONDS_BETWEEN_LOOKS = 0.5  # at the inference thread
 _SECONDS_TO_SEE_IT = 3  # for which /ping says that the inference thread hangs before the process ends
+
+# Of glibc's malloc.h
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
 
 _STATUSES = {
     errors.LimitRequestLine: HTTPStatus.REQUEST_URI_TOO_LONG,
@@ -60,6 +68,7 @@ def main() -> int:
         print(f"{error.prefix}: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     logging.getLogger().setLevel(settings.log_level)
+    _give_memory_back()
     devices = _usable_gpus()
     if devices:
         set_up_mxnet(one_shape=False)
@@ -81,6 +90,13 @@ def main() -> int:
         about,
     ).run()
     return 0
+
+
+def _give_memory_back() -> None:
+    """Let malloc keep little of what requests have freed: left alone it has a heap for each of the many threads."""
+    libc = ctypes.CDLL(None)
+    for parameter, value in ((_M_ARENA_MAX, 2), (_M_MMAP_THRESHOLD, 1 << 18)):
+        libc.mallopt(parameter, value)
 
 
 def _usable_gpus() -> int:
@@ -140,6 +156,7 @@ class Server(BaseApplication):  # type: ignore[misc]
 
     def load(self) -> Flask:
         """Called in the worker: the application, whose model is loaded while `/ping` already answers 503."""
+        logging.getLogger("gunicorn.error").addFilter(_is_news)
         settings, metrics = self._settings, Metrics()
         metrics.describe(self._about)
         batcher = Batcher(self._load, settings.limits.requests, metrics)
@@ -150,18 +167,75 @@ class Server(BaseApplication):  # type: ignore[misc]
         return app
 
 
+class Connection(TConn):  # type: ignore[misc]
+    """A connection whose other side can keep neither a thread nor the worker's loop waiting for long."""
+
+    _closing = ThreadPoolExecutor(max_workers=32, thread_name_prefix="closing")
+
+    asks_for_ping = False
+
+    def init(self) -> None:
+        super().init()
+        self.sock.settimeout(_SECONDS_OF_A_PART)
+
+    def has_headers(self) -> bool:
+        """Whether all headers of a request have come; if not, the socket counts as readable when there is more."""
+        try:
+            come = self.sock.recv(_MOST_HEADERS, socket.MSG_PEEK)
+        except OSError:
+            come = b""
+        self.asks_for_ping = come.startswith(b"GET /ping ")
+        complete = b"\r\n\r\n" in come or not come or len(come) >= _MOST_HEADERS
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1 if complete else len(come) + 1)
+        return complete
+
+    def close(self, graceful: bool = False) -> None:
+        """Close; `graceful` waits up to 2 seconds for the other side, on a thread that has nothing else to do."""
+        if graceful:
+            self._closing.submit(util.close_graceful, self.sock)
+        else:
+            super().close()
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a log record is more than that a client was too slow."""
+    return not (record.exc_info and isinstance(record.exc_info[1], TimeoutError))
+
+
 class Worker(ThreadWorker):  # type: ignore[misc]
     """A worker process, which answers all that it was sent before it ends, and in JSON whatever it was sent."""
 
-    def enqueue_req(self, conn: Any) -> None:
-        """Give a connection a thread once something has come over it: those that are silent must not keep all busy."""
-        if conn.initialized or conn.data_ready:
-            super().enqueue_req(conn)
+    def init_process(self) -> None:
+        self._pings = ThreadPoolExecutor(_PING_THREADS, thread_name_prefix="ping")
+        super().init_process()
+
+    def accept(self, listener: Any) -> None:
+        """Take a connection; it gets a thread when it has sent a request's headers, or silence could keep all busy."""
+        try:
+            client, address = listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
             return
-        conn.sock.setblocking(False)
-        conn.set_timeout()
-        self.pending_conns.append(conn)
-        self.poller.register(conn.sock, selectors.EVENT_READ, partial(self.on_pending_socket_readable, conn))
+        self.nr_conns += 1
+        connection = Connection(self.cfg, client, address, listener.getsockname())
+        connection.set_timeout()
+        self.pending_conns.append(connection)
+        self.poller.register(client, selectors.EVENT_READ, partial(self.on_pending_socket_readable, connection))
+
+    def on_pending_socket_readable(self, conn: Any, client: Any) -> None:
+        """A new connection has sent something."""
+        if conn.has_headers():
+            super().on_pending_socket_readable(conn, client)
+
+    def on_client_socket_readable(self, conn: Any, client: Any) -> None:
+        """A connection that was kept alive has."""
+        if conn.has_headers():
+            super().on_client_socket_readable(conn, client)
+
+    def enqueue_req(self, conn: Any) -> None:
+        """Give a connection a thread; of its own kind for /ping, which must be answered whatever keeps the others."""
+        pool = self._pings if conn.asks_for_ping else self.tpool
+        answering = pool.submit(self.handle, conn)
+        answering.add_done_callback(lambda done: self.method_queue.defer(self.finish_request, conn, done))
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """SIGTERM."""
