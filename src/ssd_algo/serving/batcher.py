@@ -126,12 +126,15 @@ class Batcher:
     def _run(self, load: Callable[[], Predictor]) -> None:
         try:
             predictor = load()
-            _warm(predictor)
+            _warm(predictor, predictor.batches[0])
         except BaseException as error:
             self.loading.set_exception(error)
             return
         logger.info("The model is ready.")
         self.loading.set_result(predictor)
+        for size in predictor.batches[1:]:
+            if not self._queue:  # who is waiting is not to wait for this
+                _warm(predictor, size)
         while True:
             self._since = 0.0
             images = self._take(predictor.batches[-1])
@@ -176,8 +179,7 @@ class Batcher:
             image.answer.set_result((logits[index], offsets[index]))
 
 
-def _warm(predictor: Predictor) -> None:
-    """Run each size of a batch: the first time is slow."""
+def _warm(predictor: Predictor, size: int) -> None:
+    """Run a size of a batch: the first time is slow."""
     side = predictor.image_shape
-    for size in predictor.batches:
-        predictor.forward(np.zeros((size, side, side, 3), dtype=np.uint8))
+    predictor.forward(np.zeros((size, side, side, 3), dtype=np.uint8))
