@@ -4,6 +4,8 @@ import ctypes
 import json
 import logging
 import os
+import re
+import select
 import selectors
 import socket
 import sys
@@ -39,6 +41,7 @@ _GRACE_SECONDS = 25  # for requests in flight at SIGTERM; the platform kills aft
 _LAST_START_SECONDS = 18  # after SIGTERM, to begin with an image: what is begun must end in the grace period
 _SPARE_THREADS = 16  # beside those of requests: to refuse who finds no place
 _PING_THREADS = 4
+_REQUEST_LINE = re.compile(rb"\S+ \S+ HTTP/\d\.\d\r")
 _MOST_HEADERS = 1 << 16  # bytes, more than gunicorn takes
 _SECONDS_OF_A_PART = 20.0  # for the next bytes of a request's headers, or for a client to take the next of an answer
 _SECONDS_OF_SILENCE = 2.0  # that a connection may keep a server from ending
@@ -185,9 +188,13 @@ class Connection(TConn):  # type: ignore[misc]
         except OSError:
             come = b""
         self.asks_for_ping = come.startswith(b"GET /ping ")
-        complete = b"\r\n\r\n" in come or not come or len(come) >= _MOST_HEADERS
+        line, newline, _ = come.partition(b"\n")
+        wrong = newline and not _REQUEST_LINE.fullmatch(line)  # no headers need follow to refuse it
+        poll = select.poll()
+        poll.register(self.sock, select.POLLRDHUP)
+        complete = b"\r\n\r\n" in come or len(come) >= _MOST_HEADERS or wrong or poll.poll(0)  # nothing more comes
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1 if complete else len(come) + 1)
-        return complete
+        return bool(complete)
 
     def close(self, graceful: bool = False) -> None:
         """Close; `graceful` waits up to 2 seconds for the other side, on a thread that has nothing else to do."""
