@@ -525,3 +525,51 @@ def test_a_connection_that_the_other_side_has_closed() -> None:
         theirs.close()
         ours.recv(1)
         assert is_closed(ours)
+
+
+def test_a_refused_body_leaves_the_connection_in_use(url: str, photo: bytes) -> None:
+    client = connection(url)
+    for kind, status in (("text/csv", 415), ("image/jpeg", 400), ("text/csv", 415)):
+        client.request("POST", "/invocations", bytes(200_000), {"Content-Type": kind})
+        answer = client.getresponse()
+        assert answer.status == status
+        answer.read()
+        used = client.sock
+        assert used is not None
+    client.request("POST", "/invocations", photo, {"Content-Type": "image/jpeg"})
+    assert client.getresponse().status == 200
+    assert client.sock is used
+    client.close()
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"GET /ping HTTP/1.1\r\nHost:",
+        b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc",
+        b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: text/csv\r\nContent-Length: 1000\r\n\r\nabc",
+    ],
+    ids=["silent", "half of the headers", "an unfinished image", "an unfinished body that is refused"],
+)
+def test_ping_is_answered_whoever_is_slow(trained: Run, photo: bytes, sent: bytes) -> None:
+    """More slow connections than the server has threads."""
+    with process(SERVE, trained.base) as (_, url), contextlib.ExitStack() as slow:
+        host, port = url.removeprefix("http://").split(":")
+        for _ in range(100):
+            client = slow.enter_context(socket.create_connection((host, int(port))))
+            client.sendall(sent)
+        for _ in range(5):
+            with urllib.request.urlopen(f"{url}/ping", timeout=2) as answer:
+                assert answer.status == 200
+
+
+def test_half_a_request_is_answered_when_no_more_comes(url: str) -> None:
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=60) as client, client.makefile("rb") as answer:
+        client.sendall(b"no HTTP\r\n")
+        assert answer.readline() == b"HTTP/1.1 400 Bad Request\r\n"
+    with socket.create_connection((host, int(port)), timeout=60) as client:
+        client.sendall(b"GET /ping HTTP/1.1\r\nHo")
+        client.shutdown(socket.SHUT_WR)
+        assert client.recv(1) == b""  # closed, and the server does not wait for more
