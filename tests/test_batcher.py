@@ -114,6 +114,50 @@ def test_places() -> None:
         pass
 
 
+def test_a_size_that_does_not_run_is_not_used() -> None:
+    sizes = []
+
+    def engine(images: NDArray[np.uint8]) -> Predictions:
+        sizes.append(len(images))
+        if len(images) == 4:
+            raise MemoryError("no room")
+        return np.zeros((len(images), 2, 3), dtype=np.float32), np.zeros((len(images), 2, 4), dtype=np.float32)
+
+    anchors = np.zeros((2, 4), dtype=np.float32)
+    batcher = Batcher(lambda: Predictor(engine, anchors, 8, 0.45, 400, (1, 2, 4, 8)), 4, Metrics())
+    batcher.loading.result()
+    answers = [batcher.submit(square(each), soon()) for each in range(8)]
+    assert all(value(each) == 0 for each in answers)
+    assert 8 not in sizes
+    assert batcher.is_alive()
+
+
+def test_loading_does_not_count_as_a_batch() -> None:
+    """A load that takes longer than the engine may hang, and a second warm-up that has just begun."""
+    entered, go_on = threading.Event(), threading.Event()
+
+    def engine(images: NDArray[np.uint8]) -> Predictions:
+        if len(images) == 2:
+            entered.set()
+            go_on.wait()
+        return np.zeros((len(images), 2, 3), dtype=np.float32), np.zeros((len(images), 2, 4), dtype=np.float32)
+
+    begun, loaded = time.monotonic(), threading.Event()
+
+    def load() -> Predictor:
+        loaded.wait()
+        return Predictor(engine, np.zeros((2, 4), dtype=np.float32), 8, 0.45, 400, (1, 2))
+
+    batcher = Batcher(load, 4, Metrics())
+    while batcher.busy_for() < 0.2:
+        pass
+    loaded.set()
+    entered.wait()
+    assert batcher.ready()
+    assert batcher.busy_for() < time.monotonic() - begun - 0.2
+    go_on.set()
+
+
 def test_busy_for_grows_while_a_batch_runs() -> None:
     gate = Gate()
     batcher = started(gate)
@@ -135,8 +179,8 @@ def test_requests_wait_for_a_model_that_is_being_loaded() -> None:
     batcher = Batcher(load, 2, Metrics())
     assert not batcher.ready()
     with pytest.raises(NotReady):
-        batcher.predictor(Request(time.monotonic()))
+        batcher.predictor(time.monotonic())
     gate.set()
     with pytest.raises(ValueError, match=r"^no model$"):
-        batcher.predictor(soon())
+        batcher.predictor(soon().deadline)
     assert not batcher.ready()

@@ -34,7 +34,18 @@ def test_the_default_counts_where_all_are_alike() -> None:
     assert accepted(JSON, LINES) == Form(JSON)
 
 
-@pytest.mark.parametrize("header", ["text/csv", "application/json;q=0", "image/*", ";;;", "application/x-recordio"])
+@pytest.mark.parametrize(
+    "header",
+    [
+        "text/csv",
+        "application/json;q=0",
+        "application/json;q=0, */*",
+        "*/*;q=0",
+        "image/*",
+        ";;;",
+        "application/x-recordio",
+    ],
+)
 def test_not_acceptable(header: str) -> None:
     with pytest.raises(NotAcceptable) as caught:
         accepted(header, JSON)

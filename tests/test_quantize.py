@@ -45,42 +45,72 @@ def two_convolutions() -> onnx.ModelProto:
 
 
 def test_scales_and_bias_by_hand() -> None:
-    found = {
-        "data": quantize.Range(-2.54, 1.0, np.asarray([0.5])),
-        "r": quantize.Range(0.0, 5.1, np.asarray([10.0, 20.0])),
-    }
+    found = quantize.Seen(
+        ranges={"data": (-2.54, 1.0), "r": (0.0, 5.1)},
+        channels={"data": np.asarray([0.5]), "p": np.asarray([10.0, 20.0])},
+    )
     model = quantize.quantised(two_convolutions(), found)
     onnx.checker.check_model(model)
     assert constant(model, "data/scale") == pytest.approx(2.54 / 127)  # has negative values: int8
     assert constant(model, "data/zero").dtype == np.int8
-    assert constant(model, "r/scale") == pytest.approx(5.1 / 255)  # behind a ReLU: uint8
+    assert constant(model, "r/scale") == pytest.approx(5.1 / 255)  # has none: uint8
     assert constant(model, "r/zero").dtype == np.uint8
     assert constant(model, "w1/quantised").ravel().tolist() == [63, -63]  # the first has 7 bits, a scale a channel
     assert constant(model, "w1/scale") == pytest.approx([1 / 63, 2 / 63])
     assert constant(model, "w2/quantised").ravel().tolist() == [38, 127]  # 0.3 * 127 = 38.1
-    # 38 / 127 - 0.3 = -0.000787 for inputs of 10 on average, and nothing for the other: 0.5 + 0.00787
+    # 38 / 127 - 0.3 = -0.000787 for inputs of 10 on average behind the pooling, and nothing for the other channel
     assert constant(model, "b2") == pytest.approx([0.5 + (0.3 - 38 / 127) * 10])
 
 
+def inputs(model: onnx.ModelProto) -> dict[str, list[str]]:
+    """Of each node, by its output."""
+    return {node.output[0]: list(node.input) for node in model.graph.node}
+
+
 def test_a_tensor_is_rounded_before_its_pooling() -> None:
-    found = {name: quantize.Range(0, 1, np.zeros(channels)) for name, channels in (("data", 1), ("r", 2))}
-    nodes = {node.output[0]: node for node in quantize.quantised(two_convolutions(), found).graph.node}
-    assert nodes["p"].input[0] == "r/dequantised"
-    assert nodes["out"].input[0] == "p"
+    found = quantize.Seen({"data": (0, 1), "r": (0, 1)}, {"data": np.zeros(1), "p": np.zeros(2)})
+    nodes = inputs(quantize.quantised(two_convolutions(), found))
+    assert nodes["p"] == ["r/dequantised"]
+    assert nodes["out"][0] == "p"
 
 
-def test_ranges_are_means_over_the_images() -> None:
-    seen = [
-        {"x/low": np.float32(-1), "x/high": np.float32(4), "x/channels": np.asarray([1, 2], dtype=np.float32)},
-        {"x/low": np.float32(-3), "x/high": np.float32(8), "x/channels": np.asarray([3, 4], dtype=np.float32)},
+@pytest.mark.parametrize("order", [["c2", "p"], ["p", "c2"]])
+def test_what_is_added_to_a_convolution_is_rounded_before_its_pooling_too(order: list[str]) -> None:
+    """A residual block behind the stem: conv -> relu -> pool, and pool + conv of it."""
+    model = two_convolutions()
+    nodes = list(model.graph.node)[:-1]
+    nodes.append(helper.make_node("Conv", ["p", "w2", "b2"], ["c2"], kernel_shape=[1, 1]))
+    nodes.append(helper.make_node("Add", order, ["out"]))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    found = quantize.Seen({"data": (0, 1), "r": (0, 1)}, {"data": np.zeros(1), "p": np.zeros(2)})
+    assert inputs(quantize.quantised(model, found))["out"] == order
+
+
+def test_of_two_convolutions_the_one_behind_is_rounded() -> None:
+    model = two_convolutions()
+    nodes = list(model.graph.node)[:-1]
+    nodes += [helper.make_node("Conv", ["p", "w2", "b2"], [each], kernel_shape=[1, 1]) for each in ("c2", "c3")]
+    nodes.append(helper.make_node("Add", ["c2", "c3"], ["out"]))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    found = quantize.Seen(dict.fromkeys(["data", "r", "c3"], (0, 1)), {"data": np.zeros(1), "p": np.zeros(2)})
+    assert inputs(quantize.quantised(model, found))["out"] == ["c2", "c3/dequantised"]
+
+
+def test_what_is_seen_is_a_mean_over_the_images() -> None:
+    outputs = [
+        {"x/low": np.float32(-1), "x/high": np.float32(4), "y/channels": np.asarray([1, 2], dtype=np.float32)},
+        {"x/low": np.float32(-3), "x/high": np.float32(8), "y/channels": np.asarray([3, 4], dtype=np.float32)},
     ]
-    found = quantize.ranges(seen)["x"]
-    assert (found.low, found.high, found.channels.tolist()) == (-2, 6, [2, 3])
+    found = quantize.seen(outputs)
+    assert found.ranges == {"x": (-2, 6)}
+    assert found.channels["y"].tolist() == [2, 3]
 
 
 def test_without_an_image() -> None:
     with pytest.raises(ValueError, match=r"^there is no image to calibrate with$"):
-        quantize.ranges([])
+        quantize.seen([])
 
 
 def test_int8_network_finds_what_the_float32_one_finds(trained: Run) -> None:

@@ -33,6 +33,8 @@ def test_defaults() -> None:
         ({"SAGEMAKER_BATCH": "true", "MODEL_SERVER_TIMEOUT": "90"}, "limits.seconds", 90),
         ({"SAGEMAKER_MAX_PAYLOAD_IN_MB": "6"}, "limits.payload_mb", 6),
         ({"SAGEMAKER_MAX_PAYLOAD_IN_MB": "0"}, "limits.payload_mb", 1024),
+        ({"MAX_CONTENT_LENGTH": "6291456"}, "limits.payload_mb", 6),
+        ({"MAX_CONTENT_LENGTH": "6291456", "SAGEMAKER_MAX_PAYLOAD_IN_MB": "7"}, "limits.payload_mb", 7),
         ({"SAGEMAKER_STARTUP_TIMEOUT": "90"}, "startup_seconds", 90),
         ({"SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT": "application/jsonlines"}, "default_accept", "application/jsonlines"),
         ({"SAGEMAKER_CONTAINER_LOG_LEVEL": "20"}, "log_level", 20),

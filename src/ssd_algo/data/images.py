@@ -2,9 +2,12 @@
 
 import hashlib
 import io
+import itertools
 import math
+import re
 import struct
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -42,6 +45,15 @@ _HEAD, _TAIL = 4096, 16  # bytes
 
 # Of an image that a request may bring.
 MOST_PIXELS = 50_000_000
+# Of what stands before its pixels, a hundred times what is usual.
+_MOST_SEGMENTS = 1000
+# Of a JPEG, of which most have 1 and a progressive one 10: one without bits takes libjpeg as long as any other.
+_MOST_SCANS = 100
+# Of EXIF and XMP segments, which libjpeg walks through for each further one.
+_MOST_EXIF_SEGMENTS = 10_000
+_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+# A marker: no stuffed byte, and none of those that may stand among pixels or alone.
+_MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")
 
 
 class NotAnImage(ValueError):
@@ -67,14 +79,20 @@ def decode(encoded: bytes, reduction: int = 1) -> Pixels:
     ------
     NotAnImage
     """
+    flags = _REDUCED[reduction if encoded.startswith(_JPEG_MAGIC) else 1]
+    return cv2.cvtColor(_decode_bgr(encoded, flags), cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
+
+
+def _decode_bgr(encoded: bytes, flags: int) -> Pixels:
+    """What OpenCV makes of an image; of an animated one its first picture."""
+    still = _still(encoded) if encoded.startswith(_PNG_MAGIC) else encoded
     try:
-        flags = _REDUCED[reduction if encoded.startswith(_JPEG_MAGIC) else 1]
-        decoded = cv2.imdecode(np.frombuffer(encoded, dtype=np.uint8), flags) if encoded else None
+        decoded = cv2.imdecode(np.frombuffer(still, dtype=np.uint8), flags) if still else None
     except cv2.error as error:
         raise NotAnImage(f"the image cannot be decoded ({error.err})") from error
     if decoded is None:
         raise NotAnImage(f"the {len(encoded)} bytes are no image that can be decoded")
-    return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
+    return np.asarray(decoded, dtype=np.uint8)
 
 
 def upright_size(encoded: bytes) -> tuple[int, int]:
@@ -105,16 +123,14 @@ def decode_square(encoded: bytes, side: int) -> tuple[Pixels, int, int]:
     """
     if not encoded.startswith((_JPEG_MAGIC, _PNG_MAGIC)):  # other kinds have parsers that nobody needs
         raise NotAnImage(f"the {len(encoded)} bytes are no image that can be decoded")
-    width, height = _size_of_plain_jpeg(encoded) or _largest_size(encoded)
+    is_png = encoded.startswith(_PNG_MAGIC)
+    width, height = _largest_size_of_png(encoded) if is_png else _size_of_jpeg(encoded)
     if width * height > MOST_PIXELS:
         most = MOST_PIXELS // 10**6
         raise NotAnImage(f"it has {width} x {height} pixels, and at most {most} million are taken; make it smaller")
-    try:
-        image = cv2.imdecode(np.frombuffer(encoded, dtype=np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error as error:
-        raise NotAnImage(f"the image cannot be decoded ({error.err})") from error
-    if image is None:
-        raise NotAnImage(f"the {len(encoded)} bytes are no image that can be decoded")
+    if not is_png:
+        _check_work(encoded)
+    image = _decode_bgr(encoded, cv2.IMREAD_COLOR)
     square = to_square(image, side)  # first, as it leaves less to do for the rest
     return np.asarray(cv2.cvtColor(square, cv2.COLOR_BGR2RGB), dtype=np.uint8), image.shape[1], image.shape[0]
 
@@ -211,18 +227,75 @@ def _size_of_plain_jpeg(encoded: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _largest_size(encoded: bytes) -> tuple[int, int]:
-    """Width and height of a JPEG or PNG; of one that says two things, the larger."""
-    width, height, _ = _open(io.BytesIO(encoded))
-    return max((width, height), _size_of_png(encoded), key=math.prod)
+def _size_of_jpeg(encoded: bytes) -> tuple[int, int]:
+    """Width and height of a JPEG as it is stored, from its first frame header, found as libjpeg finds it."""
+    for kind, start in itertools.islice(_markers(encoded), _MOST_SEGMENTS):
+        if kind in _FRAMES and len(encoded) >= start + 7:
+            height, width = struct.unpack_from(">HH", encoded, start + 3)
+            return width, height
+        if kind in (_SCAN, _END_OF_IMAGE):
+            break
+    raise NotAnImage(f"the {len(encoded)} bytes are no image that can be decoded")
 
 
-def _size_of_png(encoded: bytes) -> tuple[int, int]:
-    """What the first chunk of a PNG says, which a decoder goes by; zeros for anything else."""
-    if not encoded.startswith(_PNG_MAGIC) or len(encoded) < len(_PNG_MAGIC) + 16:
-        return 0, 0
-    width, height = struct.unpack_from(">II", encoded, len(_PNG_MAGIC) + 8)
-    return width, height
+def _markers(jpeg: bytes) -> Iterator[tuple[int, int]]:
+    """Each marker of a JPEG, and where what belongs to it starts; whatever stands between is passed over."""
+    place = 2
+    while found := _MARKER.search(jpeg, place):
+        kind, start = jpeg[found.end() - 1], found.end()
+        yield kind, start
+        place = start + int.from_bytes(jpeg[start : start + 2], "big")
+
+
+def _check_work(jpeg: bytes) -> None:
+    """Refuse a JPEG that libjpeg would be at for minutes or hours."""
+    if jpeg.count(b"\xff\xda") > _MOST_SCANS:  # at once, but those of files that stand behind are counted too
+        kinds = itertools.takewhile(lambda kind: kind != _END_OF_IMAGE, (kind for kind, _ in _markers(jpeg)))
+        if any(itertools.islice((kind == _SCAN for kind in kinds if kind == _SCAN), _MOST_SCANS, None)):
+            raise NotAnImage(f"it has more than {_MOST_SCANS} scans; save it again")
+    if jpeg.count(b"\xff\xe1") > _MOST_EXIF_SEGMENTS:
+        raise NotAnImage(f"it has more than {_MOST_EXIF_SEGMENTS} EXIF segments; save it again")
+
+
+def _chunks(png: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, start and end of each chunk of a PNG before its pixels, and the first with them.
+
+    Raises
+    ------
+    NotAnImage
+        When one is not all there, or there are too many.
+    """
+    place = len(_PNG_MAGIC)
+    for _ in range(_MOST_SEGMENTS):
+        length, kind = struct.unpack(">I4s", png[place : place + 8].ljust(8, b"\xff"))
+        end = place + 12 + length
+        if end > len(png):
+            break
+        yield kind, place, end
+        if kind == b"IDAT":
+            return
+        place = end
+    raise NotAnImage(f"the {len(png)} bytes are no image that can be decoded")
+
+
+def _largest_size_of_png(png: bytes) -> tuple[int, int]:
+    """Width and height as a PNG is stored; of one that says two things, the larger."""
+    largest = (0, 0)
+    for kind, start, end in _chunks(png):
+        if kind == b"IHDR" and end - start >= 20:
+            width, height = struct.unpack_from(">II", png, start + 8)
+            largest = max(largest, (width, height), key=math.prod)
+    return largest
+
+
+def _still(png: bytes) -> bytes:
+    """A PNG without the chunk that makes it a film: OpenCV 4.11 ends the process over a damaged frame."""
+    parts, place = [], 0
+    for kind, start, end in _chunks(png):
+        if kind == b"acTL":
+            parts.append(png[place:start])
+            place = end
+    return b"".join([*parts, png[place:]]) if parts else png
 
 
 def _start_of_scan(jpeg: bytes) -> int:

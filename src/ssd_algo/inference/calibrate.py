@@ -29,7 +29,7 @@ def calibrated(network: onnx.ModelProto, image_shape: int, squares: Iterable[Pix
     ValueError
         When there is no image.
     """
-    return quantize.quantised(network, quantize.ranges(_observations(network, image_shape, squares, threads)))
+    return quantize.quantised(network, quantize.seen(_observations(network, image_shape, squares, threads)))
 
 
 def _observations(

@@ -118,8 +118,8 @@ def save(
     names = {str(identity): name for identity, name in sorted(class_names.items())}
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        for precision in NETWORK_FILES:
-            remove_network(directory, precision)
+        for name in NETWORK_FILES.values():
+            (directory / name).unlink(missing_ok=True)
         _replace_texts(
             directory,
             {
@@ -244,11 +244,6 @@ def save_network(directory: Path, precision: Precision, network: bytes) -> Path:
     except OSError as error:
         raise _cannot_write(path, len(network), error) from error
     return path
-
-
-def remove_network(directory: Path, precision: Precision) -> None:
-    """Take a network away again."""
-    (directory / NETWORK_FILES[precision]).unlink(missing_ok=True)
 
 
 def network(directory: Path, precision: Precision) -> tuple[bytes, Path]:

@@ -139,6 +139,8 @@ class _Converter:
         return self._parameters[self._all[number].name]
 
     def convolution(self, number: int, node: _Node) -> None:
+        if node.attributes.get("layout", "NCHW") not in ("NCHW", "None"):
+            raise ValueError(f"layout of {node.name}")
         source, weight = node.inputs[0], self._value(node.inputs[1])
         bias = np.zeros(len(weight), dtype=np.float32) if len(node.inputs) < 3 else self._value(node.inputs[2])
         factor = self._all[source]
@@ -168,6 +170,8 @@ class _Converter:
 
     def _scale_and_shift(self, node: _Node) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """What BatchNorm does in inference: x scale + shift."""
+        if node.get("axis", 1) != 1:
+            raise ValueError(f"axis of {node.name}")
         gamma, beta, mean, variance = (self._value(each).astype(np.float64) for each in node.inputs[1:])
         if node.get("fix_gamma", True):
             gamma = np.ones_like(gamma)
@@ -189,7 +193,9 @@ class _Converter:
         self._emit("Relu", [self._tensor(node.inputs[0])], node.name)
 
     def pooling(self, number: int, node: _Node) -> None:
-        if node.attributes.get("pool_type", "max") != "max" or node.get("global_pool", False):
+        convention = node.attributes.get("pooling_convention", "valid")
+        is_max = node.attributes.get("pool_type", "max") == "max" and not node.get("global_pool", False)
+        if not is_max or convention not in ("valid", "full"):
             raise ValueError(f"the kind of pooling of {node.name}")
         pads = node.get("pad", (0, 0))
         self._emit(
@@ -199,7 +205,7 @@ class _Converter:
             kernel_shape=node["kernel"],
             strides=node.get("stride", (1, 1)),
             pads=(*pads, *pads),
-            ceil_mode=int(node.attributes.get("pooling_convention", "valid") == "full"),
+            ceil_mode=int(convention == "full"),
         )
 
     def multiply_by_number(self, number: int, node: _Node) -> None:

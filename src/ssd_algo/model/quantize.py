@@ -20,33 +20,41 @@ _INT7 = 63
 
 
 @dataclass
-class Range:
-    """What a tensor was like: means over images of its smallest and largest value, and of each channel."""
+class Seen:
+    """What a network's tensors were like.
 
-    low: float
-    high: float
-    channels: NDArray[np.float64]
+    Attributes
+    ----------
+    ranges : dict
+        Of each tensor to quantise, by name: means over images of its smallest and largest value.
+    channels : dict
+        Of each input of a convolution, by name: mean of each channel, (C,).
+    """
+
+    ranges: dict[str, tuple[float, float]]
+    channels: dict[str, NDArray[np.float64]]
 
 
 def observed(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with outputs that tell what a quantised tensor is like: `NAME/low`, `NAME/high`, `NAME/channels`."""
+    """The model with outputs that tell what its tensors are like: `NAME/low`, `NAME/high` and `NAME/channels`."""
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
+    inputs = dict.fromkeys(node.input[0] for node in model.graph.node if node.op_type == "Conv")
+    nodes = [
+        helper.make_node("ReduceMean", [each], [f"{each}/channels"], keepdims=0, axes=[0, 2, 3]) for each in inputs
+    ]
     for name in _to_quantise(model.graph):
-        nodes = [
-            helper.make_node("ReduceMin", [name], [f"{name}/low"], keepdims=0),
-            helper.make_node("ReduceMax", [name], [f"{name}/high"], keepdims=0),
-            helper.make_node("ReduceMean", [name], [f"{name}/channels"], keepdims=0, axes=[0, 2, 3]),
-        ]
-        watched.graph.node.extend(nodes)
-        watched.graph.output.extend(
-            helper.make_tensor_value_info(node.output[0], TensorProto.FLOAT, None) for node in nodes
-        )
+        nodes.append(helper.make_node("ReduceMin", [name], [f"{name}/low"], keepdims=0))
+        nodes.append(helper.make_node("ReduceMax", [name], [f"{name}/high"], keepdims=0))
+    watched.graph.node.extend(nodes)
+    watched.graph.output.extend(
+        helper.make_tensor_value_info(node.output[0], TensorProto.FLOAT, None) for node in nodes
+    )
     return watched
 
 
-def ranges(observations: Iterable[Mapping[str, NDArray[np.float32]]]) -> dict[str, Range]:
-    """What the outputs of an `observed` model, run on one image after another, say of each tensor.
+def seen(observations: Iterable[Mapping[str, NDArray[np.float32]]]) -> Seen:
+    """What the outputs of an `observed` model, run on one image after another, say on average.
 
     Raises
     ------
@@ -63,30 +71,27 @@ def ranges(observations: Iterable[Mapping[str, NDArray[np.float32]]]) -> dict[st
         raise ValueError("there is no image to calibrate with")
     means = {name: value / count for name, value in sums.items()}
     names = [name.removesuffix("/low") for name in means if name.endswith("/low")]
-    return {
-        name: Range(float(means[f"{name}/low"]), float(means[f"{name}/high"]), means[f"{name}/channels"])
-        for name in names
-    }
+    return Seen(
+        {name: (float(means[f"{name}/low"]), float(means[f"{name}/high"])) for name in names},
+        {name.removesuffix("/channels"): value for name, value in means.items() if name.endswith("/channels")},
+    )
 
 
-def quantised(model: onnx.ModelProto, found: Mapping[str, Range]) -> onnx.ModelProto:
+def quantised(model: onnx.ModelProto, found: Seen) -> onnx.ModelProto:
     """The model with int8 convolutions, as QuantizeLinear and DequantizeLinear; its inputs and outputs are the same."""
     result = onnx.ModelProto()
     result.CopyFrom(model)
     graph = result.graph
     values = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
-    producers = {each.output[0]: each for each in model.graph.node}
-    scales = {name: _activation_scale(found[name], producers[name].op_type) for name in _to_quantise(model.graph)}
+    scales = {name: _activation_scale(*found.ranges[name]) for name in _to_quantise(model.graph)}
     nodes: list[onnx.NodeProto] = []
     initializers: dict[str, onnx.TensorProto] = {}
     first = True
     for node in graph.node:
         if node.op_type == "Conv":
             source, weight, bias = node.input
-            channels = found[_behind_pooling(source, producers)].channels
-            nodes.append(
-                _quantise_weights(node, values[weight], values[bias], channels, _INT7 if first else _INT8, initializers)
-            )
+            channels, most = found.channels[source], _INT7 if first else _INT8
+            nodes.append(_quantise_weights(node, values[weight], values[bias], channels, most, initializers))
             first = False
         for index, name in enumerate(node.input):
             if name in scales:
@@ -109,10 +114,12 @@ def _to_quantise(graph: onnx.GraphProto) -> list[str]:
     producers = {each.output[0]: each for each in graph.node}
     names = dict.fromkeys(_behind_pooling(each.input[0], producers) for each in graph.node if each.op_type == "Conv")
     for node in graph.node:
-        if node.op_type == "Add" and all(name in producers for name in node.input):
-            # The sum is part of the convolution that comes last, which adds in float32 before it rounds.
-            _, added = sorted(node.input, key=lambda name: producers[name].op_type != "Conv")
-            names[added] = None
+        added = [name for name in node.input if name in producers]
+        # OpenVINO makes a sum part of the convolution in its first input, which then adds before it rounds.
+        convolutions = [name for name in added if producers[name].op_type == "Conv"]
+        if node.op_type == "Add" and len(added) == 2 and convolutions:
+            (other,) = (name for name in added if name != convolutions[0])
+            names[_behind_pooling(other, producers)] = None
     return list(names)
 
 
@@ -123,10 +130,10 @@ def _behind_pooling(name: str, producers: Mapping[str, onnx.NodeProto]) -> str:
     return name
 
 
-def _activation_scale(found: Range, op: str) -> tuple[float, type[np.uint8] | type[np.int8]]:
-    if op == "Relu":
-        return max(found.high, 1e-6) / _UINT8, np.uint8
-    return max(found.high, -found.low, 1e-6) / _INT8, np.int8
+def _activation_scale(low: float, high: float) -> tuple[float, type[np.uint8] | type[np.int8]]:
+    if low >= 0:
+        return max(high, 1e-6) / _UINT8, np.uint8
+    return max(high, -low, 1e-6) / _INT8, np.int8
 
 
 def _pair(

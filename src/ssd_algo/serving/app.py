@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from importlib import resources
@@ -18,7 +18,7 @@ from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
 
 from ssd_algo.data.images import NotAnImage
-from ssd_algo.errors import RequestError, UnsupportedMediaType
+from ssd_algo.errors import Busy, RequestError, UnsupportedMediaType
 from ssd_algo.inference.predictor import Detections, Picture, Predictor
 from ssd_algo.serving import bodies, negotiation
 from ssd_algo.serving.batcher import Batcher, Prediction, Request
@@ -35,6 +35,10 @@ _ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
 # MB of requests at a time that the platform's batch transform allows, and how many requests.
 _MOST_TRANSFERRED, _MOST_TRANSFORMS = 100, 16
 
+_PIECE = 1 << 16  # bytes of an answer
+
+_ROUTES = "POST /invocations, GET /ping, GET /execution-parameters, GET /metrics and GET /"
+
 _Answer = dict[str, Any]
 
 
@@ -49,9 +53,7 @@ class Limits:
     payload_mb : int
         Of a body, 2^20 bytes each.
     seconds : float
-        From its headers to its turn.
-    hung_seconds : float
-        Of one batch, after which the inference thread counts as hung.
+        From its headers to its turn; after so many of one batch the inference thread counts as hung.
     decoders : int
         Images that are decoded at a time.
     """
@@ -59,7 +61,6 @@ class Limits:
     requests: int = 64
     payload_mb: int = 25
     seconds: float = 60.0
-    hung_seconds: float = 60.0
     decoders: int = 2
 
 
@@ -75,7 +76,7 @@ def create_app(
     default_accept : str
         Media type of the answer where the request does not say.
     """
-    app = Flask(__name__)
+    app = Flask(__name__, static_folder=None)
     decoding = threading.BoundedSemaphore(limits.decoders)
     page = resources.files(__package__).joinpath("page.html").read_bytes()
 
@@ -98,7 +99,7 @@ def create_app(
 
     @app.get("/ping")
     def ping() -> Response:
-        healthy = batcher.ready() and batcher.is_alive() and batcher.busy_for() < limits.hung_seconds
+        healthy = batcher.ready() and batcher.is_alive() and batcher.busy_for() < limits.seconds
         return Response(status=200 if healthy else 503)
 
     @app.get("/execution-parameters")
@@ -134,16 +135,23 @@ def create_app(
             )
         form = negotiation.accepted(request.headers.get("Accept", ""), default_accept)
         wish = negotiation.wished(request.headers.get(_ATTRIBUTES, ""))
+        deadline = g.started + limits.seconds
         connection = request.environ.get("gunicorn.socket")
-        waiting = Request(g.started + limits.seconds, lambda: connection is not None and is_closed(connection))
         with batcher.place():
-            body = bodies.read(request.environ, limits.payload_mb * 2**20, waiting.deadline)
+            body = bodies.read(request.environ, limits.payload_mb * 2**20, deadline)
             metrics.seconds("read", time.monotonic() - g.started)
             if not body:
                 raise RequestError("The request's body is empty; send a JPEG or PNG file's bytes.")
-            answering = _Answering(batcher, waiting, form, wish, class_names, decoding, metrics)
+            predictor = batcher.predictor(deadline)
+
+            def waiting() -> Request:
+                """From now on: each image of a request has its own time."""
+                until = time.monotonic() + limits.seconds
+                return Request(until, lambda: connection is not None and is_closed(connection))
+
+            answering = _Answering(batcher, predictor, waiting, form, wish, class_names, decoding, metrics)
             if request.mimetype in _IMAGES:
-                return _many(list(answering.many(bodies.images(body, request.mimetype))), form)
+                return _many(answering.many(bodies.images(body, request.mimetype)), form)
             return _one(answering.one(body), form)
 
     @app.errorhandler(RequestError)
@@ -152,7 +160,10 @@ def create_app(
 
     @app.errorhandler(HTTPException)
     def http_error(error: HTTPException) -> Response:
-        response = _json({"error": str(error.description)}, error.code or 500)
+        sentence = str(error.description)
+        if error.code in (404, 405):
+            sentence = f"There is no {request.method} {request.path}; there are {_ROUTES}."
+        response = _json({"error": sentence}, error.code or 500)
         response.headers.extend(error.get_headers() if error.code == 405 else [])  # which methods there are
         response.content_type = negotiation.JSON
         return response
@@ -172,15 +183,15 @@ class _Answering:
     def __init__(
         self,
         batcher: Batcher,
-        waiting: Request,
+        predictor: Predictor,
+        waiting: Callable[[], Request],
         form: Form,
         wish: Wish,
         class_names: dict[int, str],
         decoding: threading.BoundedSemaphore,
         metrics: Metrics,
     ) -> None:
-        self._predictor: Predictor = batcher.predictor(waiting)
-        self._batcher, self._waiting, self._metrics = batcher, waiting, metrics
+        self._batcher, self._predictor, self._waiting, self._metrics = batcher, predictor, waiting, metrics
         self._form, self._wish, self._class_names, self._decoding = form, wish, class_names, decoding
 
     def one(self, encoded: bytes) -> _Answer:
@@ -214,14 +225,18 @@ class _Answering:
         return {"error": str(begun)} if isinstance(begun, RequestError) else self._finish(*begun)
 
     def _begin(self, encoded: bytes, what: str = "The request's body") -> tuple[Picture, Future[Prediction]]:
+        request = self._waiting()
+        if not self._decoding.acquire(timeout=request.deadline - time.monotonic()):
+            raise Busy("The request's time was over before its image could be decoded; send it again.")
         started = time.monotonic()
         try:
-            with self._decoding:
-                picture = self._predictor.prepare(encoded)
+            picture = self._predictor.prepare(encoded)
         except NotAnImage as error:
             raise RequestError(f"{what} is not an image: {error}; send a JPEG or PNG file's bytes.") from error
+        finally:
+            self._decoding.release()
         self._metrics.seconds("decode", time.monotonic() - started)
-        return picture, self._batcher.submit(picture.square, self._waiting)
+        return picture, self._batcher.submit(picture.square, request)
 
     def _finish(self, picture: Picture, prediction: Future[Prediction]) -> _Answer:
         logits, offsets = prediction.result()
@@ -253,10 +268,13 @@ def _one(answer: _Answer, form: Form) -> Response:
     return Response(json.dumps(answer) + "\n", content_type=form.media_type)
 
 
-def _many(answers: list[_Answer], form: Form) -> Response:
-    if form.media_type == negotiation.JSON:
-        return _json({"predictions": answers})
-    return Response("".join(json.dumps(each) + "\n" for each in answers), content_type=form.media_type)
+def _many(answers: Iterable[_Answer], form: Form) -> Response:
+    lines = [json.dumps(each) for each in answers]  # text at once: the numbers take several times as much memory
+    is_json = form.media_type == negotiation.JSON
+    text = f'{{"predictions": [{", ".join(lines)}]}}\n' if is_json else "".join(f"{line}\n" for line in lines)
+    body = text.encode()
+    pieces = (body[start : start + _PIECE] for start in range(0, len(body), _PIECE))  # each has its time to be taken
+    return Response(pieces, content_type=form.media_type, headers={"Content-Length": str(len(body))})
 
 
 def as_prediction(detections: Detections, class_names: dict[int, str] | None = None) -> _Answer:

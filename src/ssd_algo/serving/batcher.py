@@ -94,16 +94,15 @@ class Batcher:
         finally:
             self._free.release()
 
-    def predictor(self, request: Request) -> Predictor:
-        """The predictor; waits while it is being loaded.
+    def predictor(self, deadline: float) -> Predictor:
+        """The predictor; waits while it is being loaded, until a time of `time.monotonic`.
 
         Raises
         ------
         NotReady
-            When the request's time is over before.
         """
         try:
-            return self.loading.result(timeout=max(0.0, request.deadline - time.monotonic()))
+            return self.loading.result(timeout=max(0.0, deadline - time.monotonic()))
         except TimeoutError as error:
             raise NotReady("The model is still being loaded; try again when /ping answers 200.") from error
 
@@ -132,15 +131,27 @@ class Batcher:
             return
         logger.info("The model is ready.")
         self.loading.set_result(predictor)
-        for size in predictor.batches[1:]:
-            if not self._queue:  # who is waiting is not to wait for this
-                _warm(predictor, size)
+        sizes = self._sizes_that_run(predictor)
         while True:
             self._since = 0.0
-            images = self._take(predictor.batches[-1])
+            images = self._take(sizes[-1])
             if images:
                 self._since = time.monotonic()
                 self._answer(predictor, images)
+
+    def _sizes_that_run(self, predictor: Predictor) -> list[int]:
+        """Sizes of batches, warmed up unless somebody is waiting: the smallest, and larger ones up to what fails."""
+        sizes = list(predictor.batches[:1])
+        for size in predictor.batches[1:]:
+            self._since = time.monotonic()
+            try:
+                if not self._queue:
+                    _warm(predictor, size)
+            except Exception as error:
+                logger.warning("Batches of %d images cannot be run (%s); smaller ones can.", size, error)
+                break
+            sizes.append(size)
+        return sizes
 
     def _take(self, most: int) -> list[_Image]:
         """Wait for images; those that nobody waits for any more are not among them."""

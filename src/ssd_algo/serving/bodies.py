@@ -4,19 +4,22 @@ import base64
 import binascii
 import io
 import json
-import socket
 import time
 from collections.abc import Iterator
 from typing import Any
 
-from gunicorn.http.errors import ParseException
+from gunicorn.http.errors import NoMoreData, ParseException
 
 from ssd_algo.data import recordio
 from ssd_algo.errors import RequestError, RequestTimeout, TooLarge
+from ssd_algo.serving.worker import reading_until
 
 _PART = 1 << 16  # bytes
 # Of a body that nobody wants.
 _MOST_DRAINED, _SECONDS_OF_DRAINING = 200_000_000, 2.0
+
+# Of a request: their answers are in memory until it is answered.
+MOST_IMAGES = 1000
 
 RECORDS, LINES = "application/x-recordio", "application/jsonlines"
 
@@ -29,45 +32,37 @@ def read(environ: dict[str, Any], most: int, deadline: float) -> bytes:
     TooLarge, RequestTimeout, RequestError
     """
     stream, length = environ["wsgi.input"], int(environ.get("CONTENT_LENGTH") or 0)
-    parts, size = [], 0
-    while length <= most and size <= most and (part := _part(environ, stream, deadline)):
-        parts.append(part)
-        size += len(part)
-    if max(length, size) > most:
+    body = bytearray()
+    while length <= most and len(body) <= most and (part := _part(stream, deadline)):
+        body += part
+    if max(length, len(body)) > most:
         raise TooLarge(
             f"The request's body has more than {most / 2**20:g} MB; send a smaller image, or set "
             "SAGEMAKER_MAX_PAYLOAD_IN_MB."
         )
-    if size < length:
-        raise RequestError(f"The request's body ended after {size} of {length} bytes; send all of it.")
-    return b"".join(parts)
+    if len(body) < length:
+        raise RequestError(f"The request's body ended after {len(body)} of {length} bytes; send all of it.")
+    return bytes(body)
 
 
-def _part(environ: dict[str, Any], stream: Any, deadline: float) -> bytes:
+def _part(stream: Any, deadline: float) -> bytes:
     """The next bytes of the body; empty at its end."""
-    connection: socket.socket | None = environ.get("gunicorn.socket")
-    before = connection.gettimeout() if connection is not None else None
-    left = deadline - time.monotonic()
     try:
-        if left <= 0:
-            raise TimeoutError
-        if connection is not None:
-            connection.settimeout(left)
-        return bytes(stream.read(_PART))
+        with reading_until(deadline):
+            return bytes(stream.read(_PART))
     except TimeoutError as error:
         raise RequestTimeout("The request's body did not arrive in time; send it faster.") from error
+    except NoMoreData as error:
+        raise RequestError("The request's body ended before its last chunk; send all of it.") from error
     except (ParseException, OSError) as error:
         raise RequestError(f"The request's body cannot be read ({error}); send it as HTTP/1.1 says.") from error
-    finally:
-        if connection is not None:
-            connection.settimeout(before)
 
 
 def discard(environ: dict[str, Any]) -> None:
     """Read what is left of a body: who is still sending does not listen, nor could use the connection again."""
     deadline, size = time.monotonic() + _SECONDS_OF_DRAINING, 0
     try:
-        while size < _MOST_DRAINED and (part := _part(environ, environ["wsgi.input"], deadline)):
+        while size < _MOST_DRAINED and (part := _part(environ["wsgi.input"], deadline)):
             size += len(part)
     except RequestError:
         return
@@ -82,9 +77,12 @@ def images(body: bytes, media_type: str) -> Iterator[bytes | RequestError]:
     Raises
     ------
     RequestError
-        When what follows cannot be found.
+        When what follows cannot be found, or there are more than `MOST_IMAGES`.
     """
-    return _of_records(body) if media_type == RECORDS else _of_lines(body)
+    for count, each in enumerate(_of_records(body) if media_type == RECORDS else _of_lines(body)):
+        if count == MOST_IMAGES:
+            raise RequestError(f"The request's body has more than {MOST_IMAGES} images; send them in several requests.")
+        yield each
 
 
 def _of_records(body: bytes) -> Iterator[bytes | RequestError]:
@@ -105,7 +103,7 @@ def _of_record(payload: bytes) -> bytes:
 
 
 def _of_lines(body: bytes) -> Iterator[bytes | RequestError]:
-    for number, line in enumerate(body.splitlines(), 1):
+    for number, line in enumerate(io.BytesIO(body), 1):
         if line.strip():
             yield _of_line(number, line)
 

@@ -37,15 +37,13 @@ def accepted(header: str, default: str) -> Form:
     ------
     NotAcceptable
     """
-    choices = parse_accept_header(header) if header.strip() else parse_accept_header("*/*")
-    for choice, quality in choices:
-        media_type, parameters = parse_options_header(choice)
-        if quality <= 0:
-            continue
+    choices = [(*parse_options_header(each), quality) for each, quality in parse_accept_header(header.strip() or "*/*")]
+    refused = {media_type.lower() for media_type, _, quality in choices if quality <= 0}
+    for media_type, parameters, _ in choices:
         media_type = media_type.lower()
-        if media_type in _ANY:
+        if media_type in _ANY and media_type not in refused:
             media_type, parameters = parse_options_header(default)
-        if media_type in _FORMS:
+        if media_type in _FORMS and media_type not in refused:
             return Form(media_type, parameters.get("annotation") == "1", parameters.get("names") == "1")
     raise NotAcceptable(
         f"The answer can be {JSON}, with ;annotation=1 and ;names=1 if wanted, or {LINES}, but Accept is {header}."

@@ -72,7 +72,8 @@ class Settings:
         workers = read.number(_WORKERS, 1, 1, 256)
         cpus = max(1, available_cpus() // workers)
         seconds = float(read.number(_TIMEOUT, int(_SECONDS_OF_BATCHES if in_batches else Limits.seconds), 1, 3600))
-        payload = read.number(("SAGEMAKER_MAX_PAYLOAD_IN_MB",), Limits.payload_mb, 0, _UNLIMITED_MB)
+        bytes_of_payload = read.number(("MAX_CONTENT_LENGTH",), Limits.payload_mb * 2**20, 2**20, _UNLIMITED_MB * 2**20)
+        payload = read.number(("SAGEMAKER_MAX_PAYLOAD_IN_MB",), bytes_of_payload // 2**20, 0, _UNLIMITED_MB)
         return cls(
             port=read.number(("SAGEMAKER_BIND_TO_PORT",), 8080, 1, 65535),
             precision=read.choice("SSD_ALGO_PRECISION", tuple(NETWORK_FILES)),
@@ -83,7 +84,6 @@ class Settings:
                 requests=read.number(_REQUESTS, Limits.requests, 1, 1000),
                 payload_mb=payload or _UNLIMITED_MB,
                 seconds=seconds,
-                hung_seconds=seconds,
                 decoders=cpus,
             ),
             default_accept=read.parsed("SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT", _media_type, negotiation.JSON),
@@ -100,7 +100,7 @@ class _Reader:
         for name in names:
             text = self._environment.get(name, "").strip()
             if text:
-                if not (text.isascii() and text.isdecimal() and len(text) < 10 and least <= int(text) <= most):
+                if not (text.isascii() and text.isdecimal() and len(text) < 12 and least <= int(text) <= most):
                     what = "a port" if name == "SAGEMAKER_BIND_TO_PORT" else "a whole number"
                     raise UserError(f'{name} is "{text}"; it must be {what} from {least} to {most}.')
                 return int(text)

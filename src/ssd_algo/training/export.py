@@ -1,20 +1,22 @@
 """What serving needs of an ended training: the network as ONNX in float32 and, calibrated and scored, in int8."""
 
+import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 from ssd_algo.contract.container import available_cpus
 from ssd_algo.contract.hyperparameters import Hyperparameters
-from ssd_algo.data.images import NotAnImage, Pixels, decode_square
+from ssd_algo.data.images import NotAnImage, Pixels, decode, to_square
 from ssd_algo.data.samples import Sample
-from ssd_algo.errors import SsdAlgoError
-from ssd_algo.evaluation.evaluate import compare, score
-from ssd_algo.inference import predictor
+from ssd_algo.evaluation.evaluate import Compared, compare, score
 from ssd_algo.inference.calibrate import calibrated
+from ssd_algo.inference.engines import OpenVINOEngine
+from ssd_algo.inference.predictor import Predictor
 from ssd_algo.model import artifact
 from ssd_algo.training.data import TrainingData
 from ssd_algo.training.stopping import Stop, Stopped
@@ -29,7 +31,7 @@ MOST_LOSS = 0.005
 
 
 def export(directory: Path, hyperparameters: Hyperparameters, data: TrainingData, stop: Stop) -> dict[str, Any]:
-    """Put the networks for serving into a model's directory.
+    """Put the networks for serving into a model's directory; of a job that is to stop, none.
 
     A failure is told and costs the export only: serving makes the float32 network of the model itself.
 
@@ -42,29 +44,35 @@ def export(directory: Path, hyperparameters: Hyperparameters, data: TrainingData
         logger.info("The network is too large for ONNX: it is served by MXNet, in float32.")
         return {}
     try:
+        stop.check()
         network = artifact.exported(directory)
         artifact.save_network(directory, "float32", network.SerializeToString())
-        if hyperparameters.export_int8 == "0":
-            return {}
-        stop.check()
-        squares = _squares(
-            _some(_images_to_calibrate(data), _CALIBRATED_ON, hyperparameters.seed), hyperparameters, stop
+        return (
+            {} if hyperparameters.export_int8 == "0" else _export_int8(directory, network, hyperparameters, data, stop)
         )
-        int8 = calibrated(network, hyperparameters.image_shape, squares, available_cpus())
-        artifact.save_network(directory, "int8", int8.SerializeToString())
-        scores = _scores(directory, hyperparameters, data.validation.samples, stop)
     except Stopped:
-        artifact.remove_network(directory, "int8")
         logger.warning("The job is to stop: there is no int8 network.")
-        return {}
-    except (SsdAlgoError, RuntimeError, ValueError, OSError) as error:
-        logger.warning("The network for int8 serving cannot be made (%s); the model itself is whole.", error)
-        artifact.remove_network(directory, "int8")
-        return {}
+    except Exception as error:  # the job has its model
+        logger.warning("A network for serving cannot be made (%s); the model itself is whole.", error)
+    return {}
+
+
+def _export_int8(
+    directory: Path, network: onnx.ModelProto, hyperparameters: Hyperparameters, data: TrainingData, stop: Stop
+) -> dict[str, Any]:
+    """Calibrate, score, and keep what is good enough."""
+    side, threads = hyperparameters.image_shape, available_cpus()
+    chosen = _some(_images_to_calibrate(data), _CALIBRATED_ON, hyperparameters.seed)
+    int8 = calibrated(
+        network, side, (square for _, square in _squares(chosen, side, stop)), threads
+    ).SerializeToString()
+    networks = {"float32": network.SerializeToString(), "int8": int8}
+    engines = {precision: OpenVINOEngine(each, side, threads) for precision, each in networks.items()}
+    scores = _scores(engines, hyperparameters, data.validation.samples, stop)
     loss = scores["float32"]["mAP"] - scores["int8"]["mAP"]
     kept = hyperparameters.export_int8 == "1" or loss <= MOST_LOSS
-    if not kept:
-        artifact.remove_network(directory, "int8")
+    if kept:
+        artifact.save_network(directory, "int8", int8)
     logger.info(
         "int8 network: validation mAP %.4f on %d images, float32 %.4f; it is %s (export_int8 %s).",
         scores["int8"]["mAP"],
@@ -87,32 +95,28 @@ def _some(samples: Sequence[Sample], count: int, seed: int) -> Iterator[Sample]:
     return (samples[int(index)] for index in order)
 
 
-def _squares(samples: Iterator[Sample], hyperparameters: Hyperparameters, stop: Stop) -> Iterator[Pixels]:
+def _squares(samples: Iterable[Sample], side: int, stop: Stop) -> Iterator[tuple[Sample, Pixels]]:
+    """Samples and what the network sees of them; images that training has skipped are skipped again."""
     for sample in samples:
         stop.check()
-        try:
-            yield decode_square(sample.encoded(), hyperparameters.image_shape)[0]
-        except NotAnImage:
-            continue  # training has said so
+        with contextlib.suppress(NotAnImage):
+            yield sample, to_square(decode(sample.encoded()), side)
 
 
-def _scores(directory: Path, hyperparameters: Hyperparameters, samples: Sequence[Sample], stop: Stop) -> dict[str, Any]:
-    """mAP of both networks on up to `_SCORED_ON` of the validation images, spread evenly."""
-    chosen = [samples[index] for index in range(0, len(samples), -(-len(samples) // _SCORED_ON))]
-    engines = {
-        precision: predictor.load(directory, precision, threads=available_cpus())
-        for precision in artifact.NETWORK_FILES
+def _scores(
+    engines: dict[str, OpenVINOEngine], hyperparameters: Hyperparameters, samples: Sequence[Sample], stop: Stop
+) -> dict[str, Any]:
+    """mAP by each engine on up to `_SCORED_ON` of the validation images, spread evenly."""
+    hp = hyperparameters
+    detectors = {
+        precision: Predictor(engine, engine.anchors, hp.image_shape, hp.nms_threshold, hp.nms_topk)
+        for precision, engine in engines.items()
     }
-    compared: dict[str, list[Any]] = {precision: [] for precision in engines}
-    for sample in chosen:
-        stop.check()
-        try:
-            picture = engines["float32"].prepare(sample.encoded())
-        except NotAnImage:
-            continue
-        for precision, detector in engines.items():
-            (found,) = detector.detect(picture.square[None])
+    chosen = (samples[index] for index in range(0, len(samples), -(-len(samples) // _SCORED_ON)))
+    compared: dict[str, list[Compared]] = {precision: [] for precision in engines}
+    for sample, square in _squares(chosen, hp.image_shape, stop):
+        for precision, detector in detectors.items():
+            (found,) = detector.detect(square[None])
             compared[precision].append(compare(sample, found))
-    threshold = hyperparameters.overlap_threshold
-    scores = {precision: {"mAP": score(each, threshold).mean} for precision, each in compared.items()}
+    scores = {precision: {"mAP": score(each, hp.overlap_threshold).mean} for precision, each in compared.items()}
     return {"images": len(compared["int8"]), **scores}
