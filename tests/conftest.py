@@ -1,6 +1,7 @@
 """A real folder tree, the real scripts and a real server, as the platform would use them."""
 
 import contextlib
+import fcntl
 import json
 import os
 import struct
@@ -194,8 +195,22 @@ def base(tmp_path: Path, shapes: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A training long enough to find shapes, outside the platform: 160 images, 20 batches an epoch, 8 epochs."""
-    base = tmp_path_factory.mktemp("trained")
+    """A training long enough to find shapes, outside the platform: 160 images, 20 batches an epoch, 8 epochs.
+
+    Of several processes that run tests one trains, and the others wait for it.
+    """
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    base, kept = shared / "trained", shared / "trained.json"
+    with (shared / "trained.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not kept.is_file():
+            run = train_shapes(base)
+            kept.write_text(json.dumps({"code": run.code, "out": run.out, "err": run.err}))
+    return Run(base, **json.loads(kept.read_text()))
+
+
+def train_shapes(base: Path) -> Run:
     demo.write_channels(base / "input" / "data", 160, 30, np.random.default_rng(1))
     longer = {"epochs": "8", "lr_scheduler_step": "6, 7", "learning_rate": "0.01", "num_training_samples": "160"}
     longer |= {"export_int8": "1"}

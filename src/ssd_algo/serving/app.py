@@ -17,6 +17,7 @@ import numpy as np
 from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
 
+from ssd_algo.data.findings import printable
 from ssd_algo.data.images import NotAnImage
 from ssd_algo.errors import Busy, RequestError, UnsupportedMediaType
 from ssd_algo.inference.predictor import Detections, Picture, Predictor
@@ -37,6 +38,7 @@ _MOST_TRANSFERRED, _MOST_TRANSFORMS = 100, 16
 
 _PIECE = 1 << 16  # bytes of an answer
 
+_LONGEST_PATH = 100  # characters of it in a sentence
 _ROUTES = "POST /invocations, GET /ping, GET /execution-parameters, GET /metrics and GET /"
 
 _Answer = dict[str, Any]
@@ -162,7 +164,8 @@ def create_app(
     def http_error(error: HTTPException) -> Response:
         sentence = str(error.description)
         if error.code in (404, 405):
-            sentence = f"There is no {request.method} {request.path}; there are {_ROUTES}."
+            path = request.path if len(request.path) <= _LONGEST_PATH else f"{request.path[:_LONGEST_PATH]}…"
+            sentence = f"There is no {request.method} {printable(path)}; there are {_ROUTES}."
         response = _json({"error": sentence}, error.code or 500)
         response.headers.extend(error.get_headers() if error.code == 405 else [])  # which methods there are
         response.content_type = negotiation.JSON
