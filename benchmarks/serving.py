@@ -43,6 +43,7 @@ from served import (
     start_gluoncv,
 )
 
+from ssd_algo import demo
 from ssd_algo.contract.container import available_cpus
 from ssd_algo.data.boxes import SCORE_THRESHOLD, clip, decode
 from ssd_algo.model import artifact
@@ -62,6 +63,7 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=5, help="that the server is started, stopped and killed")
     parser.add_argument("--requests", type=int, default=10_000, help="that are wrong")
     parser.add_argument("--seed", type=int, default=0, help="of the wrong requests")
+    parser.add_argument("--image", help="to start in a container too")
     parser.add_argument("--trained", type=Path)
     parser.add_argument("--data", type=Path)
     options = parser.parse_args()
@@ -179,6 +181,23 @@ def ready(options: argparse.Namespace) -> None:
         imports.append(time.monotonic() - begun)
     figure("ready", float(np.median(starts)), 4, "lower", "s")
     figure("ready_times_import_mxnet", float(np.median(starts) / np.median(imports)), None, "lower")
+    if options.image:
+        contained = [seconds_until_container_is_ready(options.image, options.served) for _ in range(options.times)]
+        figure("ready_in_a_container", float(np.median(contained)), 4, "lower", "s")
+
+
+def seconds_until_container_is_ready(image: str, base: Path) -> float:
+    """From `docker run` on."""
+    port = demo.free_port()
+    options = ["--rm", "-d", "-p", f"127.0.0.1:{port}:8080", "-v", f"{base}/model:/opt/ml/model:ro"]
+    begun = time.monotonic()
+    started = subprocess.run(["docker", "run", *options, image, "serve"], check=True, capture_output=True, text=True)
+    try:
+        while not demo.is_ready(f"http://127.0.0.1:{port}"):
+            time.sleep(0.02)
+        return time.monotonic() - begun
+    finally:
+        subprocess.run(["docker", "rm", "-f", started.stdout.strip()], check=True, capture_output=True)
 
 
 def accuracy(options: argparse.Namespace) -> None:

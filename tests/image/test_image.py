@@ -34,7 +34,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("opt-ml")
     demo.write_channels(base / "input" / "data", 40, 10, np.random.default_rng(0))
     (base / "input" / "config").mkdir()
-    (base / "input" / "config" / "hyperparameters.json").write_text(json.dumps(SMALL | {"epochs": "2"}))
+    (base / "input" / "config" / "hyperparameters.json").write_text(
+        json.dumps(SMALL | {"epochs": "2", "export_int8": "1"})
+    )
     return base
 
 
@@ -56,12 +58,13 @@ def server(base: Path, log: str, image: str) -> Iterator[tuple[str, str]]:
 
 
 @contextmanager
-def serving(base: Path, image: str) -> Iterator[tuple[str, str]]:
+def serving(base: Path, image: str, precision: str = "float32") -> Iterator[tuple[str, str]]:
     """A server over a read-only model, as the platform mounts it."""
     port = demo.free_port()
     name = f"ssd-algo-test-{port}"
     model = f"{base}/model:/opt/ml/model:ro"
-    started = docker("run", "-d", "--name", name, "-p", f"127.0.0.1:{port}:8080", "-v", model, image, "serve")
+    options = ["-p", f"127.0.0.1:{port}:8080", "-v", model, "-e", f"SSD_ALGO_PRECISION={precision}"]
+    started = docker("run", "-d", "--name", name, *options, image, "serve")
     assert started.returncode == 0, started.stderr
     try:
         url = f"http://127.0.0.1:{port}"
@@ -83,6 +86,14 @@ def test_serving(base: Path, server: tuple[str, str]) -> None:
     answer = demo.post_image(server[1], photo.read_bytes())
     assert len(answer["prediction"]) > 0
     assert all(len(row) == 6 for row in answer["prediction"])
+
+
+def test_serving_in_int8(base: Path, log: str, image: str) -> None:
+    assert "int8 network: validation mAP " in log
+    photo = base / "input" / "data" / "validation" / "validation-0000.jpg"
+    with serving(base, image, "int8") as (name, url):
+        assert len(demo.post_image(url, photo.read_bytes())["prediction"]) > 0
+        assert "precision int8" in docker("logs", name).stdout
 
 
 def test_failure(base: Path, image: str) -> None:

@@ -132,14 +132,15 @@ class Server(BaseApplication):  # type: ignore[misc]
         super().__init__()
 
     def load_config(self) -> None:
-        most_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        connections = _MOST_CONNECTIONS if files == resource.RLIM_INFINITY else files - _OTHER_FILES
         level = logging.getLevelName(max(logging.DEBUG, self._settings.log_level // 10 * 10))
         options: dict[str, Any] = {
             "bind": f"0.0.0.0:{self._settings.port}",
             "workers": self._settings.workers,
             "worker_class": Worker,
             "threads": self._settings.limits.requests + _SPARE_THREADS,
-            "worker_connections": max(_LEAST_CONNECTIONS, min(_MOST_CONNECTIONS, most_files - _OTHER_FILES)),
+            "worker_connections": min(max(connections, _LEAST_CONNECTIONS), _MOST_CONNECTIONS),
             "graceful_timeout": _GRACE_SECONDS,
             "keepalive": 65,
             "timeout": 60,
