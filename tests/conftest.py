@@ -220,7 +220,8 @@ def train_shapes(base: Path) -> Run:
 
 
 @pytest.fixture(scope="session")
-def url(trained: Run) -> Iterator[str]:
+def url(trained: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a server over the trained model."""
-    with demo.serving(SERVE, environment(trained.base), trained.base / "serve.log") as address:
+    log = tmp_path_factory.mktemp("served") / "serve.log"
+    with demo.serving(SERVE, environment(trained.base), log) as address:
         yield address

@@ -188,7 +188,9 @@ def train(job: Job, loader: Loader | StreamLoader, validation_loader: Loader, st
             checkpoints.finish()
     job.peers.leave(trainer.close)
     if job.peers.is_chief and save.done:
-        validation.add_to_metrics("served", export(job.model_directory, hp, job.data, stop))
+        served = {} if stopped else export(job.model_directory, hp, job.data, stop)
+        if served:
+            validation.add_to_metrics("served", served)
         if job.packed_model is not None:
             artifact.pack(job.model_directory, job.packed_model)
     if not stopped:
