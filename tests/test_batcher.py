@@ -89,7 +89,7 @@ def test_a_server_that_ends_begins_nothing_new() -> None:
     batcher.finish(0)
     gate.open.release()
     assert value(first) == 1
-    with pytest.raises(Busy):
+    with pytest.raises(Busy, match=r"^The server ends; send the request again, to another\.$"):
         second.result(timeout=60)
 
 

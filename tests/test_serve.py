@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -227,6 +228,16 @@ def test_server_without_a_model(tmp_path: Path) -> None:
     )
 
 
+def test_server_with_a_port_in_use(trained: Run) -> None:
+    with socket.create_server(("0.0.0.0", 0)) as other:
+        port = other.getsockname()[1]
+        assert refusal(trained.base, SAGEMAKER_BIND_TO_PORT=str(port)) == (
+            2,
+            f"ClientError: Port {port} cannot be listened on (Address already in use); set SAGEMAKER_BIND_TO_PORT to "
+            "another.\n",
+        )
+
+
 def test_server_with_a_wrong_port(trained: Run) -> None:
     assert refusal(trained.base, SAGEMAKER_BIND_TO_PORT="http") == (
         2,
@@ -349,11 +360,12 @@ def test_many_images_as_records(url: str, shapes: Path, photo: bytes) -> None:
     recordio.write_record(packed, photo)
     labelled = recordio.pack(0, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.bool_), photo)
     recordio.write_record(packed, labelled)
+    recordio.write_record(packed, struct.pack("<IfQQ", 0, 7.0, 0, 0) + photo)  # im2rec without --pack-label
     status, answer = ask(url, packed.getvalue(), Content_Type="application/x-recordio")
-    assert (status, answer) == (200, {"predictions": [expected, expected]})
+    assert (status, answer) == (200, {"predictions": [expected] * 3})
     status, answer = ask(url, packed.getvalue()[:-8], Content_Type="application/x-recordio")
     assert status == 400
-    assert answer["error"].startswith("Record 1 of the request's body cannot be read: ")
+    assert answer["error"].startswith("Record 2 of the request's body cannot be read: ")
 
 
 def test_one_image_as_a_line(url: str, photo: bytes) -> None:

@@ -203,6 +203,13 @@ def unpack(payload: bytes) -> LabelledImage:
     )
 
 
+def image_of(payload: bytes) -> bytes:
+    """The encoded image of a record's payload, whatever its label; of one without, or too short for it, nothing."""
+    if len(payload) < _HEADER.size:
+        return b""
+    return payload[_HEADER.size + 4 * _HEADER.unpack_from(payload)[0] :]
+
+
 def pack(number: int, boxes: Boxes, classes: NDArray[np.int64], difficult: NDArray[np.bool_], image: bytes) -> bytes:
     """Objects (boxes as fractions) and an encoded image to a record's payload; `number` becomes its id.
 

@@ -1,5 +1,6 @@
 """From encoded images to detections, the same for validation and for serving."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from ssd_algo.data.boxes import SCORE_THRESHOLD, Boxes, clip, decode, non_maximu
 from ssd_algo.errors import UserError
 from ssd_algo.inference.engines import Engine, MXNetEngine, OpenVINOEngine, Predictions, Together
 from ssd_algo.model import artifact
+
+logger = logging.getLogger(__name__)
 
 # The least difference of two logits, of a class and of background, at which the class can reach SCORE_THRESHOLD.
 _LEAST_MARGIN = np.float32(np.log(SCORE_THRESHOLD / (1 - SCORE_THRESHOLD)) - 1e-3)
@@ -147,6 +150,8 @@ def load(directory: Path, precision: artifact.Precision = "float32", gpus: int =
     if gpus or not artifact.fits_network_file(directory):
         return load_reference(directory, gpus)
     network, file = artifact.network(directory, precision)
+    if file.name not in artifact.NETWORK_FILES.values():
+        logger.info("The model has no network for serving, which older ones lack: it was made of its symbol.")
     try:
         engine = OpenVINOEngine(network, described.image_shape, threads)
     except ValueError as error:

@@ -273,6 +273,8 @@ def _one(answer: _Answer, form: Form) -> Response:
 
 def _many(answers: Iterable[_Answer], form: Form) -> Response:
     lines = [json.dumps(each) for each in answers]  # text at once: the numbers take several times as much memory
+    if not lines:
+        raise RequestError("The request's body has no image; send at least one.")
     is_json = form.media_type == negotiation.JSON
     text = f'{{"predictions": [{", ".join(lines)}]}}\n' if is_json else "".join(f"{line}\n" for line in lines)
     body = text.encode()

@@ -164,7 +164,9 @@ class Batcher:
         images = []
         for image in taken:
             self._metrics.seconds("queue", now - image.since)
-            if now > min(image.request.deadline, self._last_start):
+            if now > self._last_start:
+                image.answer.set_exception(Busy("The server ends; send the request again, to another."))
+            elif now > image.request.deadline:
                 image.answer.set_exception(Busy("The request's time was over before it was its turn; send it again."))
             elif image.request.is_gone():
                 image.answer.set_exception(Busy("The sender has closed the connection."))

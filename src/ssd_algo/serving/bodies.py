@@ -96,10 +96,7 @@ def _of_records(body: bytes) -> Iterator[bytes | RequestError]:
 def _of_record(payload: bytes) -> bytes:
     if payload.startswith((b"\xff\xd8", b"\x89PNG")):
         return payload
-    try:
-        return recordio.unpack(payload).image
-    except ValueError:
-        return payload
+    return recordio.image_of(payload) or payload
 
 
 def _of_lines(body: bytes) -> Iterator[bytes | RequestError]:

@@ -4,6 +4,7 @@ import ctypes
 import logging
 import os
 import resource
+import socket
 import sys
 import threading
 import time
@@ -51,6 +52,7 @@ def main() -> int:
         devices = _usable_gpus()
         if not devices:
             artifact.check_precision(directory, settings.precision)
+        _check_port(settings.port)
     except UserError as error:
         print(f"{error.prefix}: {error}", file=sys.stderr, flush=True)
         return error.exit_code
@@ -77,6 +79,23 @@ def main() -> int:
         about,
     ).run()
     return 0
+
+
+def _check_port(port: int) -> None:
+    """See that the port can be had, as gunicorn would say so in many lines.
+
+    Raises
+    ------
+    UserError
+    """
+    with socket.socket() as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind(("0.0.0.0", port))
+        except OSError as error:
+            raise UserError(
+                f"Port {port} cannot be listened on ({error.strerror}); set SAGEMAKER_BIND_TO_PORT to another."
+            ) from error
 
 
 def _give_memory_back() -> None:
