@@ -38,7 +38,7 @@ _SECONDS_BETWEEN_LOOKS = 0.5  # at the inference thread
 _SECONDS_TO_SEE_IT = 3  # for which /ping says that the inference thread hangs before the process ends
 
 # Of glibc's malloc.h
-_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
+_M_ARENA_MAX = -8
 
 
 def main() -> int:
@@ -100,9 +100,7 @@ def _check_port(port: int) -> None:
 
 def _give_memory_back() -> None:
     """Let malloc keep little of what requests have freed: left alone it has a heap for each of the many threads."""
-    libc = ctypes.CDLL(None)
-    for parameter, value in ((_M_ARENA_MAX, 2), (_M_MMAP_THRESHOLD, 1 << 18)):
-        libc.mallopt(parameter, value)
+    ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
 
 
 def _allow_connections() -> None:
