@@ -189,7 +189,8 @@ def ready(options: argparse.Namespace) -> None:
 def seconds_until_container_is_ready(image: str, base: Path) -> float:
     """From `docker run` on."""
     port = demo.free_port()
-    options = ["--rm", "-d", "-p", f"127.0.0.1:{port}:8080", "-v", f"{base}/model:/opt/ml/model:ro"]
+    mount = f"type=bind,source={base / 'model'},target=/opt/ml/model,readonly"  # -v takes no colon in a path
+    options = ["--rm", "-d", "-p", f"127.0.0.1:{port}:8080", "--mount", mount]
     begun = time.monotonic()
     started = subprocess.run(["docker", "run", *options, image, "serve"], check=True, capture_output=True, text=True)
     try:
