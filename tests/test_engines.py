@@ -6,7 +6,7 @@ import pytest
 from conftest import Run, read_images
 
 from ssd_algo.inference import predictor
-from ssd_algo.inference.engines import MXNetEngine, Together
+from ssd_algo.inference.engines import MultiDeviceEngine, MXNetEngine
 from ssd_algo.model import artifact
 
 
@@ -31,6 +31,6 @@ def test_devices_share_a_batch(trained: Run, count: int) -> None:
     symbol, parameters = artifact.load_symbol(model), artifact.load_parameters(model)
     alone, other = (MXNetEngine(symbol, mx.cpu(index), parameters) for index in (0, 1))
     images = np.random.default_rng(0).integers(0, 256, (count, 128, 128, 3), dtype=np.uint8)
-    for found, expected in zip(Together([alone, other])(images), alone(images), strict=True):
+    for found, expected in zip(MultiDeviceEngine([alone, other])(images), alone(images), strict=True):
         assert found.shape == expected.shape
         assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()

@@ -134,7 +134,7 @@ class MXNetEngine:
         return logits, offsets
 
 
-class Together:
+class MultiDeviceEngine:
     """Several engines, each on a device of its own, which share a batch."""
 
     def __init__(self, engines: list[MXNetEngine]) -> None:

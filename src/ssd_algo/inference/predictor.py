@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ssd_algo.data import images
 from ssd_algo.data.boxes import SCORE_THRESHOLD, Boxes, clip, decode, non_maximum_suppression
 from ssd_algo.errors import UserError
-from ssd_algo.inference.engines import Engine, MXNetEngine, OpenVINOEngine, Predictions, Together
+from ssd_algo.inference.engines import Engine, MultiDeviceEngine, MXNetEngine, OpenVINOEngine, Predictions
 from ssd_algo.model import artifact
 
 logger = logging.getLogger(__name__)
@@ -176,7 +176,7 @@ def load_reference(directory: Path, gpus: int = 0) -> Predictor:
     contexts = [mx.gpu(index) for index in range(gpus)] or [mx.cpu()]
     engines = [MXNetEngine(symbol, context, parameters) for context in contexts]
     return Predictor(
-        Together(engines),
+        MultiDeviceEngine(engines),
         parameters["anchors"][0],
         described.image_shape,
         described.nms_threshold,

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 # The empty one stands for a request without a content type; the bytes decide what the image is.
 _IMAGE = ("image/jpeg", "image/png", "application/x-image", "")
-_IMAGES = (bodies.LINES, bodies.RECORDS)
+_IMAGES = (negotiation.LINES, bodies.RECORDS)
 _ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
 
 # MB of requests at a time that the platform's batch transform allows, and how many requests.
@@ -154,7 +154,7 @@ def create_app(
             answering = _Answering(batcher, predictor, waiting, form, wish, class_names, decoding, metrics)
             if request.mimetype in _IMAGES:
                 return _many(answering.many(bodies.images(body, request.mimetype)), form)
-            return _one(answering.one(body), form)
+            return _json(answering.one(body), media_type=form.media_type)
 
     @app.errorhandler(RequestError)
     def refused(error: RequestError) -> Response:
@@ -263,12 +263,8 @@ def is_closed(connection: socket.socket) -> bool:
         return True
 
 
-def _json(document: _Answer, status: int = 200) -> Response:
-    return Response(json.dumps(document) + "\n", status, content_type=negotiation.JSON)
-
-
-def _one(answer: _Answer, form: Form) -> Response:
-    return Response(json.dumps(answer) + "\n", content_type=form.media_type)
+def _json(document: _Answer, status: int = 200, media_type: str = negotiation.JSON) -> Response:
+    return Response(json.dumps(document) + "\n", status, content_type=media_type)
 
 
 def _many(answers: Iterable[_Answer], form: Form) -> Response:

@@ -21,7 +21,7 @@ _MOST_DRAINED, _SECONDS_OF_DRAINING = 200_000_000, 2.0
 # Of a request: their answers are in memory until it is answered.
 MOST_IMAGES = 1000
 
-RECORDS, LINES = "application/x-recordio", "application/jsonlines"
+RECORDS = "application/x-recordio"
 
 
 def read(environ: dict[str, Any], most: int, deadline: float) -> bytes:
