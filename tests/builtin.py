@@ -179,9 +179,7 @@ def _vgg(data: mx.sym.Symbol) -> list[mx.sym.Symbol]:
     x, first = data, None
     for stage, (filters, layers) in enumerate(((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)), 1):
         for layer in range(1, layers + 1):
-            x = mx.sym.Convolution(
-                x, kernel=(3, 3), pad=(1, 1), num_filter=filters, name=f"conv{stage}_{layer}"
-            )
+            x = mx.sym.Convolution(x, kernel=(3, 3), pad=(1, 1), num_filter=filters, name=f"conv{stage}_{layer}")
             x = mx.sym.Activation(x, act_type="relu", name=f"relu{stage}_{layer}")
         if stage == 4:
             first = x

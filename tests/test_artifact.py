@@ -16,7 +16,7 @@ from conftest import Run, disk
 
 from ssd_algo.errors import UserError
 from ssd_algo.inference.predictor import load_reference
-from ssd_algo.model import artifact, parameter_file
+from ssd_algo.model import archive, artifact, parameter_file
 
 
 def files(archive: Path) -> list[str]:

@@ -346,18 +346,6 @@ def read(directory: Path, input_mean: Mean | None = None) -> Model:
     return Model(described, graph.symbol, parameters | {"anchors": graph.anchors[None]})
 
 
-def check_graph(directory: Path) -> None:
-    """See that the symbol of the built-in's in an artifact is one that can be used; ours is seen to when it is loaded.
-
-    Raises
-    ------
-    UserError
-    """
-    described = describe(directory)
-    if described.multibox is not None:
-        _adopted(directory, _symbol_file(directory).read_text(encoding="utf-8"), described.image_shape)
-
-
 def _adopted(directory: Path, symbol: str, image_shape: int) -> builtin_graph.BuiltinGraph:
     try:
         return builtin_graph.adopted(symbol, image_shape)
@@ -365,18 +353,34 @@ def _adopted(directory: Path, symbol: str, image_shape: int) -> builtin_graph.Bu
         raise not_usable(directory) from error
 
 
-def deploy_symbol(directory: Path) -> str:
-    """The artifact's symbol that ends in detections and takes raw RGB, MXNet's JSON: our own as it is.
+def save_deployed(directory: Path, target: Path, input_mean: Mean | None = None) -> None:
+    """Put an artifact into a new directory, such that any MXNet runs its symbol on raw RGB: ours as it is.
+
+    A model of the built-in's ends in its detections then, and what is subtracted from its input is inside.
 
     Raises
     ------
     UserError
-        When a file is missing or damaged.
+        When a file is missing or damaged, or cannot be written.
     """
-    described, symbol = describe(directory), _symbol_file(directory).read_text(encoding="utf-8")
-    if described.multibox is None:
-        return symbol
-    return builtin_graph.deployed(symbol, _adopted(directory, symbol, described.image_shape))
+    model = read(directory, input_mean)
+    described, symbol = model.description, _symbol_file(directory).read_text(encoding="utf-8")
+    parameters = parameter_file.read(_parameters_file(directory))
+    hyperparameters = described.hyperparameters
+    if described.multibox is not None:
+        symbol = builtin_graph.deployed(symbol, builtin_graph.adopted(symbol, described.image_shape))
+        parameters |= {"arg:data_mean": model.parameters["data_mean"]}
+        hyperparameters = {n: each for n, each in hyperparameters.items() if n != INPUT_MEAN}
+        hyperparameters |= {"nms_threshold": str(described.nms_threshold), "nms_topk": str(described.nms_topk)}
+    names = {str(identity): name for identity, name in sorted(described.class_names.items())}
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        (target / SYMBOL_FILE).write_text(symbol)
+        (target / HYPERPARAMETERS_FILE).write_text(json.dumps(hyperparameters))
+        (target / CLASSES_FILE).write_text(json.dumps(names))
+        parameter_file.write(target / PARAMETERS_FILE, parameters)
+    except OSError as error:
+        raise _cannot_write(target, sum(each.nbytes for each in parameters.values()), error) from error
 
 
 def _input_mean(
@@ -466,7 +470,7 @@ def load_symbol(symbol: str) -> "mx.sym.Symbol":
 
 @contextmanager
 def unpacked(channel: Path) -> Iterator[Path]:
-    """The directory with the artifact of a model channel, which holds a model.tar.gz or what was in one.
+    """The directory with an artifact: of a model channel, which holds a model.tar.gz or what was in one, or an archive.
 
     An archive is unpacked into a temporary directory. A `UserError` over the files in it, raised while it is in use, is
     told with the archive's path.
@@ -476,7 +480,7 @@ def unpacked(channel: Path) -> Iterator[Path]:
     UserError
         When the archive is damaged, breaks a rule, lacks a file of a model, or does not fit on the disk.
     """
-    packed = channel / "model.tar.gz"
+    packed = channel if channel.is_file() else channel / "model.tar.gz"
     if not packed.is_file():
         yield channel
         return
