@@ -39,7 +39,7 @@ _NAME = click.option("--name", required=True, help="What it is called.")
 _ROLE = click.option("--role", required=True, help="ARN of the execution role, see docs/operating.md.")
 _INSTANCES = _options(
     click.option("--instance-type", required=True, help="As ml.g5.2xlarge."),
-    click.option("--instances", type=click.IntRange(1, 64), default=1, show_default=True),
+    click.option("--instances", type=click.IntRange(1), default=1, show_default=True),
 )
 _SENDING = _options(
     click.option("--send", is_flag=True, help="Send it, and print the ARN that comes back."),
@@ -81,7 +81,7 @@ _TRAINING = _options(
     ),
     click.option(
         "--volume-gb",
-        type=click.IntRange(1, 16384),
+        type=click.IntRange(1),
         default=Training.volume_gb,
         show_default=True,
         help="Disk for data and scratch, on instances without disks of their own.",
@@ -113,8 +113,8 @@ def train(
     help="What to tune; without it learning_rate, mini_batch_size, momentum and weight_decay, those of them that are "
     "not given.",
 )
-@click.option("--jobs", type=click.IntRange(1, 750), default=20, show_default=True, help="Training jobs in all.")
-@click.option("--parallel", type=click.IntRange(1, 100), default=2, show_default=True, help="Training jobs at a time.")
+@click.option("--jobs", type=click.IntRange(1), default=20, show_default=True, help="Training jobs in all.")
+@click.option("--parallel", type=click.IntRange(1), default=2, show_default=True, help="Training jobs at a time.")
 def tune(
     name: str,
     hyperparameters: tuple[str, ...],

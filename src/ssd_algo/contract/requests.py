@@ -72,7 +72,7 @@ class Training:
         The s3:// address of a model.tar.gz to start from.
     spot : bool
     checkpoints : str or None
-        An s3:// prefix.
+        An s3:// prefix; of one training alone, as the jobs of a tuning might share it.
     max_hours : int
         The longest that a job may run.
     volume_gb : int
