@@ -33,6 +33,7 @@ lint: install
 
 docs: install
 	$(BIN)/python -c "from ssd_algo.contract import hyperparameters; print(hyperparameters.documentation(), end='')" > docs/hyperparameters.md
+	cd examples/requests && PATH="$(CURDIR)/$(BIN):$$PATH" sh make.sh
 
 # DATA: a folder with the four channels of the image format, three classes.
 bench: install

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from ssd_algo import __version__
+from ssd_algo.cli_request import request
 from ssd_algo.contract.log_lines import print_any_text
 from ssd_algo.data.findings import Findings
 from ssd_algo.errors import UserError
@@ -34,6 +35,9 @@ class _Group(click.Group):
 def main() -> None:
     """Train and serve SSD object detectors, as SageMaker's built-in Object Detection algorithm does."""
     print_any_text()
+
+
+main.add_command(request)
 
 
 @main.command()
