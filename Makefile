@@ -46,6 +46,7 @@ bench: install
 	$(BIN)/python benchmarks/hosts.py
 	$(BIN)/python benchmarks/pipe.py
 	$(BIN)/python benchmarks/serving.py
+	$(BIN)/python benchmarks/builtin.py
 	$(BIN)/python benchmarks/accuracy.py $(DATA)
 
 # --network host: builds need the package registry also where the engine's bridge has no way out.
