@@ -1,5 +1,6 @@
 """The network's forward pass: OpenVINO on CPUs, MXNet on GPUs and as what OpenVINO is compared with."""
 
+import sys
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -30,6 +31,8 @@ def compile_network(network: bytes, image_shape: int, threads: int) -> tuple[Any
     ValueError
         When the bytes are no network as `model.onnx_graph` makes it.
     """
+    # Where it is installed, importing OpenVINO would send usage data to its maker, and leave an identity in HOME.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino as ov
 
     core = ov.Core()
