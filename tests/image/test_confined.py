@@ -81,4 +81,15 @@ def test_training_then_serving(confinement: tuple[list[str], list[str]], tmp_pat
             assert docker("inspect", "-f", "{{.State.Running}}", name).stdout == "true\n", docker("logs", name)
         assert ask(name, "/invocations", photo).startswith('200 {"prediction": [[')
         assert "WARNING" not in docker("logs", name).stdout
+        assert docker("exec", name, "sh", "-c", "cat /proc/[0-9]*/maps | grep -c libmxnet").stdout == "0\n"
         assert_nothing_is_written_beside(name, "/opt/ml", "/opt/ml/model")
+
+
+@pytest.mark.parametrize("command", ["train", "serve"])
+def test_nowhere_for_temporary_files(command: str) -> None:
+    done = docker("run", "--rm", "--read-only", CPU, command)
+    assert done.returncode == 2
+    assert done.stderr.endswith(
+        "ClientError: There is no directory for temporary files that can be written; give the container one, as docker "
+        "run's --tmpfs /tmp does.\n"
+    )
