@@ -11,6 +11,10 @@ from ssd_algo.data.boxes import Boxes
 if TYPE_CHECKING:
     import mxnet as mx
 
+# OpenVINO is imported below, and by who imports this. With that package, which comes with it where the lock is not
+# heeded, it would send usage data to its maker, and leave an identity in HOME.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+
 Predictions = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
@@ -31,8 +35,6 @@ def compile_network(network: bytes, image_shape: int, threads: int) -> tuple[Any
     ValueError
         When the bytes are no network as `model.onnx_graph` makes it.
     """
-    # Where it is installed, importing OpenVINO would send usage data to its maker, and leave an identity in HOME.
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino as ov
 
     core = ov.Core()
