@@ -20,12 +20,12 @@ PURPOSES = {
     "scipy": "imported by MXNet and GluonCV",
     "opencv-python-headless": "decoding, resizing, augmentation, drawing",
     "numpy": "arrays everywhere",
-    "botocore": "`ssd-algo check` on s3:// addresses",
+    "botocore": "`ssd-algo check` on s3:// addresses, `ssd-algo request --send`",
     "ml-dtypes": "imported by onnx",
     "pillow": "headers of images",
     "onnx": "writes the network for serving",
     "gluoncv": "backbones",
-    "pydantic-core": "annotations and configuration, parsed",
+    "pydantic-core": "hyperparameters, parsed",
     "nvidia-cudnn-cu11": "convolutions",
     "nvidia-cublas-cu11": "matrix products",
     "nvidia-cusolver-cu11": "linked by MXNet",
@@ -43,6 +43,8 @@ import json, os, sysconfig
 from importlib.metadata import distributions
 from pathlib import Path
 
+VIRTUAL = "proc", "sys", "dev"
+
 def size(*folders):
     return sum(
         os.lstat(os.path.join(folder, name)).st_size
@@ -59,7 +61,8 @@ def size_of(package):
 of_python = {"pip", "setuptools", "wheel"}
 parts = {name(each): size_of(each) for each in distributions(path=[sysconfig.get_path("purelib")])}
 parts = {each: bytes for each, bytes in parts.items() if each not in of_python}
-everything = size(*(each.path for each in os.scandir("/") if each.is_dir() and each.name not in ("proc", "sys", "dev")))
+tops = [each for each in os.scandir("/") if each.is_dir(follow_symlinks=False) and each.name not in VIRTUAL]
+everything = size(*tops)
 parts["Python"] = size("/usr/local") - sum(parts.values())
 parts["pretrained weights"] = size("/opt/ssd-algo")
 parts["base system"] = everything - sum(parts.values())
