@@ -20,6 +20,7 @@ $(VENV)/.installed: pyproject.toml requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --require-hashes --no-deps -r requirements-dev.txt
 	$(BIN)/pip install -q --no-deps --no-build-isolation -e .
+	$(BIN)/python -c "import cv2" || { apt-get update -qq && apt-get install -y -qq --no-install-recommends libgl1 libglib2.0-0; }
 	touch $@
 
 $(AUDIT)/.installed: requirements-audit.txt

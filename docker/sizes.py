@@ -18,7 +18,7 @@ PURPOSES = {
     "mxnet-cu112": "training, and serving on GPUs",
     "openvino": "serving on CPUs, scoring of the networks for serving",
     "scipy": "imported by MXNet and GluonCV",
-    "opencv-python-headless": "decoding, resizing, augmentation, drawing",
+    "opencv-python": "decoding, resizing, augmentation, drawing",
     "numpy": "arrays everywhere",
     "botocore": "`ssd-algo check` on s3:// addresses, `ssd-algo request --send`",
     "ml-dtypes": "imported by onnx",
