@@ -12,13 +12,12 @@ from ssd_algo.data.loader import Batch
 from ssd_algo.data.samples import Sample
 from ssd_algo.evaluation.average_precision import (
     CocoScore,
-    Scored,
-    Truth,
     VocScore,
     coco,
     mean_average_precision,
     voc,
 )
+from ssd_algo.evaluation.matching import Scored, Truth
 from ssd_algo.inference.predictor import Detections, Predictor
 
 Compared = tuple[Truth, Scored]

@@ -17,8 +17,8 @@ from ssd_algo.contract.container import available_cpus
 from ssd_algo.contract.hyperparameters import Hyperparameters
 from ssd_algo.data.labels import Dataset
 from ssd_algo.data.loader import Batch, Loader
-from ssd_algo.evaluation.average_precision import Scored, Truth
 from ssd_algo.evaluation.evaluate import Compared, Score, compare, detect, score
+from ssd_algo.evaluation.matching import Scored, Truth
 from ssd_algo.inference.predictor import Detections, Predictor
 from ssd_algo.training.peers import Peers
 from ssd_algo.training.stopping import Stop
