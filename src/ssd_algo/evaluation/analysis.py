@@ -315,7 +315,7 @@ def lessons(analysis: Analysis, available: Sequence[int]) -> list[Lesson]:
 
 @dataclass(frozen=True)
 class Tally:
-    """Of each image the objects that count and those not found, the detections that are right, false, of a kind: (N,)."""
+    """Counts of each image, (N,): objects, and those not found; detections that are right, false, of a kind."""
 
     objects: Indices
     missed: Indices
