@@ -3,6 +3,7 @@
 import colorsys
 import functools
 import importlib.util
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,10 @@ from ssd_algo.data.images import Pixels
 
 _GOLDEN_ANGLE = 137.508  # degrees between the hues of consecutive classes: no two of them are alike
 _BLACK, WHITE = (0, 0, 0), (255, 255, 255)
+_RIM = (0, 0, 0, 130)  # with its opacity
 
 Colour = tuple[int, int, int]
+Area = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -53,17 +56,18 @@ def colour(identity: int) -> Colour:
 def draw(image: Pixels, marks: Sequence[Mark]) -> Pixels:
     """The image with these boxes, the first on top; lines and labels are as large as suits it.
 
-    Each line has a black rim and each label a plate, so that both are seen on any ground.
+    Each line has a dark rim and each label a plate, so that both are seen on any ground.
     """
     picture = Image.fromarray(image)
-    canvas = ImageDraw.Draw(picture)
-    font = _font(max(11, round(max(picture.size) / 38)))
-    line = max(1, round(max(picture.size) / 300))
+    canvas = ImageDraw.Draw(picture, "RGBA")
+    font = _font(max(11, round(max(picture.size) / 34)))
+    line = max(2, round(max(picture.size) / 250))
     for mark in reversed(marks):
         _outline(canvas, mark, line)
-    for mark in reversed(marks):
+    taken: list[Area] = []
+    for mark in marks:
         if mark.label:
-            _label(canvas, mark, font, line, picture.size)
+            taken.append(_label(canvas, mark, font, picture.size, taken))
     return np.array(picture)
 
 
@@ -80,35 +84,41 @@ def _outline(canvas: ImageDraw.ImageDraw, mark: Mark, line: int) -> None:
     left, top, right, bottom = (round(float(each)) for each in mark.box)
     right, bottom = max(right - 1, left), max(bottom - 1, top)
     if not mark.dashed:
-        canvas.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=_BLACK, width=line + 2)
+        canvas.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=_RIM, width=line + 2)
         canvas.rectangle((left, top, right, bottom), outline=mark.colour, width=line)
         return
-    dash = 5 * line
-    for first, last, y in ((left, right, top), (left, right, bottom)):
-        canvas.line((first, y, last, y), fill=_BLACK, width=line + 1)
-        for start in range(first, last + 1, 2 * dash):
-            canvas.line((start, y, min(start + dash, last), y), fill=mark.colour, width=line)
-    for first, last, x in ((top, bottom, left), (top, bottom, right)):
-        canvas.line((x, first, x, last), fill=_BLACK, width=line + 1)
-        for start in range(first, last + 1, 2 * dash):
-            canvas.line((x, start, x, min(start + dash, last)), fill=mark.colour, width=line)
+    line -= 1
+    canvas.rectangle((left, top, right, bottom), outline=_RIM, width=line + 1)
+    step = 4 * line
+    for start in range(left, right + 1, 2 * step):
+        for y in (top, bottom):
+            canvas.line((start, y, min(start + step, right), y), fill=mark.colour, width=line)
+    for start in range(top, bottom + 1, 2 * step):
+        for x in (left, right):
+            canvas.line((x, start, x, min(start + step, bottom)), fill=mark.colour, width=line)
 
 
 def _label(
     canvas: ImageDraw.ImageDraw,
     mark: Mark,
     font: ImageFont.FreeTypeFont,
-    line: int,
     size: tuple[int, int],
-) -> None:
-    """Above the box's upper left corner, or within the box where there is no room above."""
+    taken: Sequence[Area],
+) -> Area:
+    """Above the box, within it or below it, where no other label is; returns where it is."""
     text = printable(mark.label)
-    _, _, width, height = canvas.textbbox((0, 0), text, font=font)
-    width, height = int(width) + 6, int(height) + 4
-    left = min(max(0, round(float(mark.box[0]))), max(0, size[0] - width))
-    top = round(float(mark.box[1])) - height
-    if top < 0:
-        top = round(float(mark.box[1])) + line
-    top = min(max(0, top), max(0, size[1] - height))
-    canvas.rectangle((left, top, left + width, top + height), fill=mark.colour, outline=_BLACK)
-    canvas.text((left + 3, top + 1), text, fill=_BLACK, font=font)
+    _, _, width, height = (int(each) for each in canvas.textbbox((0, 0), text, font=font))
+    width, height = width + 6, height + 4
+    left, top, right, bottom = (round(float(each)) for each in mark.box)
+    places = []
+    for x, y in itertools.product((left, right - width), (top - height, top, bottom - height, bottom)):
+        x, y = min(max(0, x), max(0, size[0] - width - 1)), min(max(0, y), max(0, size[1] - height - 1))
+        places.append((x, y, x + width, y + height))
+    place = next((each for each in places if not any(_overlap(each, other) for other in taken)), places[0])
+    canvas.rectangle(place, fill=mark.colour, outline=_BLACK)
+    canvas.text((place[0] + 3, place[1] + 1), text, fill=_BLACK, font=font)
+    return place
+
+
+def _overlap(one: Area, other: Area) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]

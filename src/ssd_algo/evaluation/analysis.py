@@ -268,7 +268,7 @@ class Lesson:
 
 
 # How many images of each kind there are, if it has so many.
-_LESSONS = {"most missed": 6, "labels in doubt": 5, "surest mistakes": 5, "most confused": 3, "best": 5}
+_LESSONS = {"most missed": 6, "labels in doubt": 6, "surest mistakes": 6, "most confused": 3, "best": 3}
 
 
 def lessons(analysis: Analysis, available: Sequence[int]) -> list[Lesson]:

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
+from ssd_algo.data.findings import printable
+
 Remark = dict[str, Any]
 
 _NAMED = 3  # classes in a sentence
@@ -50,7 +52,7 @@ def remarks(metrics: dict[str, Any]) -> list[Remark]:
     found += _sizes(data)
     found += _course(metrics.get("epochs") or [], metrics.get("best"))
     found += _waiting(metrics.get("time") or {})
-    return found
+    return [each | {"text": printable(each["text"])} for each in found]
 
 
 def _labels(evaluation: dict[str, Any]) -> Iterator[Remark]:
@@ -115,20 +117,17 @@ def _weak_classes(evaluation: dict[str, Any], data: dict[str, Any]) -> Iterator[
         if trained:
             share = trained["objects"] / objects
             text += f" It has {trained['objects']:,} of the {objects:,} training objects"
-            text += f" ({_percent(trained['objects'], objects)})"
+            text += f" ({_percent(trained['objects'], objects)})."
             remark |= {"train_objects": trained["objects"], "of_objects": objects}
-            others = [other["side"] for other in in_training.values() if other.get("side")]
-            small = trained.get("side") and trained["side"] == min(others) and trained["side"] < _SMALL
-            if small:
-                text += (
-                    f", whose boxes are {trained['side']:.0f} pixels wide and high as the network sees them (median)"
-                )
-                remark["side"] = trained["side"]
-            text += "."
-            if small:
-                text += " A larger image_shape would show more of them."
             if share < 0.5 / len(in_training):
                 text += " More images with it would help."
+            others = [other["side"] for other in in_training.values() if other.get("side")]
+            if trained.get("side") and trained["side"] == min(others) and trained["side"] < _SMALL:
+                text += (
+                    f" Its boxes are the smallest: {trained['side']:.0f} pixels wide and high at the median as the "
+                    "network sees them. A larger image_shape would show more of them."
+                )
+                remark["side"] = trained["side"]
         yield remark | {"text": text}
 
 
@@ -266,7 +265,7 @@ def _course(epochs: list[dict[str, Any]], best: dict[str, Any] | None) -> Iterat
     before_epoch, before = scores[-1 - max(1, len(scores) // 5)]
     if best["epoch"] == epoch and score - before >= 0.01:
         yield {
-            "kind": "rising",
+            "kind": "rising mAP",
             "text": (
                 f"The mAP was still rising at the end: {before:.3f} after epoch {before_epoch}, {score:.3f} after "
                 f"epoch {epoch}. More epochs may help."
@@ -276,7 +275,7 @@ def _course(epochs: list[dict[str, Any]], best: dict[str, Any] | None) -> Iterat
         }
     elif best["mAP"] - score >= 0.02:
         yield {
-            "kind": "falling",
+            "kind": "falling mAP",
             "text": (
                 f"The mAP was best after epoch {best['epoch']}, {best['mAP']:.3f}, and {score:.3f} after epoch "
                 f"{epoch}: the later epochs did not help on images that are not trained on."
