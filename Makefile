@@ -49,6 +49,7 @@ bench: install
 	$(BIN)/python benchmarks/check.py
 	$(BIN)/python benchmarks/input_pipeline.py
 	$(BIN)/python benchmarks/metrics.py
+	$(BIN)/python benchmarks/report.py
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/checkpoint.py
 	$(BIN)/python benchmarks/interruptions.py
