@@ -138,7 +138,7 @@ def generated() -> str:
                 sentences = "<br>".join(_escaped(each.sentence) for each in same)
                 lines.append(f"| {rule} | {sentences} | {end} |")
             lines.append("")
-        others = sorted((each for each in found if not each.rule), key=lambda each: each.sentence.lstrip("…\" "))
+        others = sorted((each for each in found if not each.rule), key=lambda each: each.sentence.lstrip('…" '))
         if others:
             lines += ["| sentence | ends with |", "| --- | --- |"]
             lines += [f"| {_escaped(each.sentence)} | {each.ending} |" for each in others]
