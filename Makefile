@@ -33,6 +33,7 @@ lint: install
 
 docs: install
 	$(BIN)/python -c "from ssd_algo.contract import hyperparameters; print(hyperparameters.documentation(), end='')" > docs/hyperparameters.md
+	cd examples/requests && PATH="$(CURDIR)/$(BIN):$$PATH" sh make.sh
 
 # DATA: a folder with the four channels of the image format, three classes.
 bench: install
@@ -45,6 +46,7 @@ bench: install
 	$(BIN)/python benchmarks/hosts.py
 	$(BIN)/python benchmarks/pipe.py
 	$(BIN)/python benchmarks/serving.py
+	$(BIN)/python benchmarks/builtin.py
 	$(BIN)/python benchmarks/accuracy.py $(DATA)
 
 # --network host: builds need the package registry also where the engine's bridge has no way out.

@@ -15,7 +15,8 @@ import pytest
 from conftest import Run, disk
 
 from ssd_algo.errors import UserError
-from ssd_algo.model import artifact, parameter_file
+from ssd_algo.inference.predictor import load_reference
+from ssd_algo.model import archive, artifact, parameter_file
 
 
 def files(archive: Path) -> list[str]:
@@ -143,7 +144,7 @@ def test_archive_of_many_members(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["model_algo_1-0000.params", "other"])
 def test_archive_that_is_larger_than_it_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Files that are not taken count too, and so does what stands behind the last."""
-    monkeypatch.setattr(artifact, "MOST_BYTES", 3_000_000)
+    monkeypatch.setattr(archive, "MOST_BYTES", 3_000_000)
     pack(tmp_path / "model.tar.gz", *model_members(), member(name, 2_900_000))
     with artifact.unpacked(tmp_path):
         pass
@@ -288,11 +289,13 @@ def test_damaged_files(tmp_path: Path, trained: Run) -> None:
     assert str(caught.value) == (
         f"{tmp_path}/model_algo_1-0000.params is damaged and cannot be loaded; unpack the model.tar.gz again."
     )
+    good = (trained.base / "model" / "model_algo_1-0000.params").read_bytes()
+    (tmp_path / "model_algo_1-0000.params").write_bytes(good)
     (tmp_path / "model_algo_1-symbol.json").write_text("{}")
     with pytest.raises(UserError) as caught:
-        artifact.load_symbol(tmp_path)
+        load_reference(tmp_path)
     assert str(caught.value) == (
-        f"{tmp_path}/model_algo_1-symbol.json is damaged or was not written by this image's training."
+        f"{tmp_path}/model_algo_1-symbol.json is damaged or was written by neither this image's training nor the built-in's."
     )
     (tmp_path / "hyperparams.json").write_text('{"num_classes": "x"}')
     with pytest.raises(UserError) as caught:
@@ -305,7 +308,7 @@ def test_damaged_files(tmp_path: Path, trained: Run) -> None:
 def test_a_full_disk_leaves_the_last_good_model(tmp_path: Path, trained: Run) -> None:
     """On a file system of 1 MB: the old files stay whole, the sentence says which path and how much."""
     with disk(tmp_path / "small", megabytes=1) as mounted:
-        symbol = artifact.load_symbol(trained.base / "model")
+        symbol = artifact.load_symbol((trained.base / "model" / "model_algo_1-symbol.json").read_text())
         artifact.save(mounted, symbol, {"conv0_weight": np.ones(3, dtype=np.float32)}, {"a": "1"}, {})
         good = {path.name: path.read_bytes() for path in mounted.iterdir()}
         with pytest.raises(UserError) as caught:

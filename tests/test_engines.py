@@ -28,7 +28,7 @@ def test_openvino_finds_what_the_saved_model_finds_in_mxnet(trained: Run) -> Non
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_devices_share_a_batch(trained: Run, count: int) -> None:
     model = trained.base / "model"
-    symbol, parameters = artifact.load_symbol(model), artifact.load_parameters(model)
+    symbol, parameters = artifact.load_symbol(artifact.read(model).symbol), artifact.load_parameters(model)
     alone, other = (MXNetEngine(symbol, mx.cpu(index), parameters) for index in (0, 1))
     images = np.random.default_rng(0).integers(0, 256, (count, 128, 128, 3), dtype=np.uint8)
     for found, expected in zip(MultiDeviceEngine([alone, other])(images), alone(images), strict=True):

@@ -22,7 +22,19 @@ ALLOWED = {
     "training": {"errors", "whole_files", "contract", "data", "model", "inference", "evaluation"},
     "serving": {"errors", "contract", "data", "model", "inference"},
     "demo": {"data"},
-    "cli": {"errors", "contract", "data", "model", "inference", "evaluation", "training", "serving", "demo"},
+    "cli_request": {"errors", "contract", "serving"},
+    "cli": {
+        "errors",
+        "contract",
+        "data",
+        "model",
+        "inference",
+        "evaluation",
+        "training",
+        "serving",
+        "demo",
+        "cli_request",
+    },
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
@@ -54,7 +66,7 @@ def test_parts_import_only_what_they_may(path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_mxnet_starts_at_model(path: Path) -> None:
     frameworks = {name for name in imported(path) if name.split(".")[0] in ("mxnet", "gluoncv")}
-    if part(path) in ("errors", "contract", "data", "evaluation", "serving", "demo", "cli"):
+    if part(path) in ("errors", "contract", "data", "evaluation", "serving", "demo", "cli", "cli_request"):
         assert not frameworks
 
 

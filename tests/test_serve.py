@@ -256,7 +256,7 @@ def test_server_with_a_damaged_model_ends(tmp_path: Path, trained: Run, name: st
     code, err = refusal(tmp_path, SAGEMAKER_BIND_TO_PORT=str(demo.free_port()))
     assert code == 3
     what = (
-        "is damaged or was not written by this image's training."
+        "is damaged or was written by neither this image's training nor the built-in's."
         if name.endswith("json")
         else "is damaged and cannot be loaded; unpack the model.tar.gz again."
     )

@@ -91,7 +91,7 @@ def test_a_failure_costs_the_export_only(model: Path, data: TrainingData, caplog
     symbol.write_text(symbol.read_text().replace('"op": "Activation"', '"op": "Custom"'))
     assert export(model, hyperparameters("1"), data, Stop()) == {}
     assert caplog.messages == [
-        f"A network for serving cannot be made ({symbol} is damaged or was not written by this image's training.); "
+        f"A network for serving cannot be made ({symbol} is damaged or was written by neither this image's training nor the built-in's.); "
         "the model itself is whole."
     ]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from ssd_algo import __version__
+from ssd_algo.cli_request import request
 from ssd_algo.contract.log_lines import print_any_text
 from ssd_algo.data.findings import Findings
 from ssd_algo.errors import UserError
@@ -34,6 +35,9 @@ class _Group(click.Group):
 def main() -> None:
     """Train and serve SSD object detectors, as SageMaker's built-in Object Detection algorithm does."""
     print_any_text()
+
+
+main.add_command(request)
 
 
 @main.command()
@@ -222,6 +226,38 @@ def feed(
     from ssd_algo.data.feed import feed as write
 
     write(channel, sources, attributes.split(","), passes, compressed, rate, Faults(cut, stall))
+
+
+@main.command()
+@click.argument("model", type=click.Path(exists=True, path_type=Path))
+@click.argument("output", type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--images",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="A folder of photos like those that the model will see: 200 calibrate an int8 network.",
+)
+@click.option("--input-mean", metavar="R,G,B", help="For a model of the built-in algorithm: what its input is less.")
+def export(model: Path, output: Path, images: Path | None, input_mean: str | None) -> None:
+    """Make the folder OUTPUT with all that runs MODEL elsewhere: MXNet, ONNX, OpenVINO, a program for each.
+
+    MODEL is a model.tar.gz or what is in one, of a training by this image or by SageMaker's built-in algorithm.
+    """
+    from ssd_algo.contract.container import available_cpus
+    from ssd_algo.data.images import EXTENSIONS
+    from ssd_algo.inference.deploy import export
+    from ssd_algo.model.artifact import parse_mean
+
+    try:
+        mean = None if input_mean is None else parse_mean(input_mean)
+    except ValueError as error:
+        raise UserError(f'--input-mean is "{input_mean}"; it must be {error}.') from error
+    photos = sorted(path for path in images.rglob("*") if path.suffix.lower() in EXTENSIONS) if images else []
+    if images and not photos:
+        raise UserError(f"{images} holds no photo ({', '.join(EXTENSIONS)}); give a folder that does.")
+    made = export(model, output, photos, mean, available_cpus())
+    click.echo(f"{output}: {' and '.join(made)}.")
+    if "int8" not in made:
+        click.echo("  no int8: the model has none; --images FOLDER calibrates one.")
 
 
 @main.command(hidden=True)

@@ -31,7 +31,6 @@ def compile_network(network: bytes, image_shape: int, threads: int) -> tuple[Any
         When the bytes are no network as `model.onnx_graph` makes it.
     """
     import openvino as ov
-    from openvino.preprocess import PrePostProcessor
 
     core = ov.Core()
     # One network for all sizes of a batch, as each on its own would hold the weights once more. Containers share CPUs,
@@ -47,14 +46,22 @@ def compile_network(network: bytes, image_shape: int, threads: int) -> tuple[Any
         (constant,) = (each for each in model.get_results() if "anchors" in each.get_input_tensor(0).get_names())
         anchors = np.array(constant.input_value(0).get_node().data[0])
         model.remove_result(constant)
-        steps = PrePostProcessor(model)
-        steps.input().tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
-        steps.input().model().set_layout(ov.Layout("NCHW"))
-        model = steps.build()
+        model = takes_images(model)
         model.reshape([-1, image_shape, image_shape, 3])
         return core.compile_model(model, "CPU", settings).create_infer_request(), anchors
     except (RuntimeError, ValueError, AttributeError) as error:
         raise ValueError(f"it is no network that OpenVINO can run ({error})") from error
+
+
+def takes_images(model: Any) -> Any:
+    """An OpenVINO model of float32 (B, 3, S, S) as one of uint8 (B, S, S, 3)."""
+    import openvino as ov
+    from openvino.preprocess import PrePostProcessor
+
+    steps = PrePostProcessor(model)
+    steps.input().tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
+    steps.input().model().set_layout(ov.Layout("NCHW"))
+    return steps.build()
 
 
 class OpenVINOEngine:

@@ -12,6 +12,7 @@ from ssd_algo.data.boxes import SCORE_THRESHOLD, Boxes, clip, decode, non_maximu
 from ssd_algo.errors import UserError
 from ssd_algo.inference.engines import Engine, MultiDeviceEngine, MXNetEngine, OpenVINOEngine, Predictions
 from ssd_algo.model import artifact
+from ssd_algo.model.builtin_graph import MultiBoxDetection
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,8 @@ class Predictor:
         As the hyperparameters of these names.
     batches : ascending sizes
         Of the batches to give; a smaller number of images is filled up.
+    multibox : MultiBoxDetection or None
+        How a network of the built-in's makes detections; None: as `select`.
     """
 
     def __init__(
@@ -69,9 +72,10 @@ class Predictor:
         nms_threshold: float,
         nms_topk: int,
         batches: tuple[int, ...] = (1,),
+        multibox: MultiBoxDetection | None = None,
     ) -> None:
         self._engine, self._anchors, self.image_shape, self.batches = engine, anchors, image_shape, batches
-        self._nms_threshold, self._nms_topk = nms_threshold, nms_topk
+        self._nms_threshold, self._nms_topk, self._multibox = nms_threshold, nms_topk, multibox
 
     def prepare(self, encoded: bytes) -> Picture:
         """Decode an image that anyone may have sent, and resize it for the network.
@@ -92,6 +96,8 @@ class Predictor:
 
     def select(self, logits: NDArray[np.float32], offsets: NDArray[np.float32]) -> Detections:
         """The detections of one image from what the network says of it, (A, C + 1) and (A, 4)."""
+        if self._multibox is not None:
+            return select_multibox(logits, offsets, self._anchors, self._multibox)
         return select(logits, offsets, self._anchors, self._nms_threshold, self._nms_topk)
 
 
@@ -126,7 +132,40 @@ def select(
     return Detections(clip(boxes[kept], 1, 1), scores[pairs[kept]], classes[kept])
 
 
-def load(directory: Path, precision: artifact.Precision = "float32", gpus: int = 0, threads: int = 0) -> Predictor:
+def select_multibox(
+    logits: NDArray[np.float32], offsets: NDArray[np.float32], anchors: Boxes, how: MultiBoxDetection
+) -> Detections:
+    """The detections of one image as MXNet's operator MultiBoxDetection makes them (multibox_detection.cc, 1.9.1).
+
+    Each anchor has its best class only; boxes are clipped before suppression, which begins at the threshold itself.
+
+    Parameters
+    ----------
+    logits : float32 (A, C + 1), background first
+    offsets : float32 (A, 4)
+    anchors : float32 (A, 4)
+    """
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    best = logits[:, 1:].argmax(axis=1)
+    every = exponentials[np.arange(len(best)), best + 1] / exponentials.sum(axis=1)
+    chosen = np.flatnonzero(every >= np.float32(how.score_threshold))
+    chosen = chosen[np.argsort(-every[chosen], kind="stable")]
+    if how.nms_topk > 0:
+        chosen = chosen[: how.nms_topk]
+    boxes, scores, classes = clip(decode(offsets[chosen], anchors[chosen]), 1, 1), every[chosen], best[chosen]
+    groups = np.zeros_like(classes) if how.across_classes else classes
+    below = float(np.nextafter(np.float32(how.nms_threshold), np.float32(0)))
+    kept = non_maximum_suppression(boxes, groups, below)
+    return Detections(boxes[kept], scores[kept], classes[kept])
+
+
+def load(
+    directory: Path,
+    precision: artifact.Precision = "float32",
+    gpus: int = 0,
+    threads: int = 0,
+    input_mean: artifact.Mean | None = None,
+) -> Predictor:
     """The predictor of an artifact: MXNet on the GPUs where there are some, else OpenVINO on the CPU.
 
     MXNet also takes what is too large for OpenVINO's file.
@@ -140,6 +179,8 @@ def load(directory: Path, precision: artifact.Precision = "float32", gpus: int =
         How many to use.
     threads : int
         Of the CPU; 0: one for each core.
+    input_mean : three numbers or None
+        As `artifact.read` takes it.
 
     Raises
     ------
@@ -148,20 +189,28 @@ def load(directory: Path, precision: artifact.Precision = "float32", gpus: int =
     """
     described = artifact.describe(directory)
     if gpus or not artifact.fits_network_file(directory):
-        return load_reference(directory, gpus)
-    network, file = artifact.network(directory, precision)
+        return load_reference(directory, gpus, input_mean)
+    network, file = artifact.network(directory, precision, input_mean)
     if file.name not in artifact.NETWORK_FILES.values():
-        logger.info("The model has no network for serving, which older ones lack: it was made of its symbol.")
+        logger.info(
+            "The model has no network for serving, as older ones and the built-in's: it was made of its symbol."
+        )
     try:
         engine = OpenVINOEngine(network, described.image_shape, threads)
     except ValueError as error:
         raise UserError(f"{file} is damaged and cannot be loaded; unpack the model.tar.gz again.") from error
     return Predictor(
-        engine, engine.anchors, described.image_shape, described.nms_threshold, described.nms_topk, _CPU_BATCHES
+        engine,
+        engine.anchors,
+        described.image_shape,
+        described.nms_threshold,
+        described.nms_topk,
+        _CPU_BATCHES,
+        described.multibox,
     )
 
 
-def load_reference(directory: Path, gpus: int = 0) -> Predictor:
+def load_reference(directory: Path, gpus: int = 0, input_mean: artifact.Mean | None = None) -> Predictor:
     """The predictor of an artifact in MXNet, on so many GPUs; 0 is the CPU, to compare OpenVINO with.
 
     Raises
@@ -171,8 +220,12 @@ def load_reference(directory: Path, gpus: int = 0) -> Predictor:
     """
     import mxnet as mx
 
-    described = artifact.describe(directory)
-    parameters, symbol = artifact.load_parameters(directory), artifact.load_symbol(directory)
+    model = artifact.read(directory, input_mean)
+    described, parameters = model.description, model.parameters
+    try:
+        symbol = artifact.load_symbol(model.symbol)
+    except ValueError as error:
+        raise artifact.not_usable(directory) from error
     contexts = [mx.gpu(index) for index in range(gpus)] or [mx.cpu()]
     engines = [MXNetEngine(symbol, context, parameters) for context in contexts]
     return Predictor(
@@ -182,4 +235,5 @@ def load_reference(directory: Path, gpus: int = 0) -> Predictor:
         described.nms_threshold,
         described.nms_topk,
         tuple(size * len(engines) for size in _GPU_BATCHES),
+        described.multibox,
     )

@@ -3,10 +3,9 @@
 import errno
 import gzip
 import json
-import os
+import logging
 import tarfile
 import tempfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,13 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssd_algo import whole_files
-from ssd_algo.data.findings import printable
 from ssd_algo.errors import UserError
-from ssd_algo.model import parameter_file
+from ssd_algo.model import archive, builtin_graph, parameter_file
 
 if TYPE_CHECKING:
     import mxnet as mx
     import onnx
+
+logger = logging.getLogger(__name__)
 
 SYMBOL_FILE = "model_algo_1-symbol.json"
 PARAMETERS_FILE = "model_algo_1-0000.params"
@@ -31,29 +31,22 @@ HYPERPARAMETERS_FILE = "hyperparams.json"
 CLASSES_FILE = "classes.json"
 _REQUIRED = (SYMBOL_FILE, PARAMETERS_FILE, HYPERPARAMETERS_FILE)
 _OPTIONAL = (CLASSES_FILE,)
+# As the deployment script of the built-in's ancestor names symbol and parameters.
+_DEPLOYED = "deploy_"
+_MEMBERS = {*_REQUIRED, *_OPTIONAL, f"{_DEPLOYED}{SYMBOL_FILE}", f"{_DEPLOYED}{PARAMETERS_FILE}"}
+
+# What a network of the built-in's is given. ImageNet's mean as its ancestor's training subtracts it, or nothing; a
+# BatchNorm on the input has the difference in its statistics (photos have means of about 100).
+Mean = tuple[float, float, float]
+_BUILTIN_MEAN: Mean = (123.0, 117.0, 104.0)
+_RAW: Mean = (0.0, 0.0, 0.0)
+_MOST_SEEN_WITHOUT_MEAN = 50.0
+INPUT_MEAN = "_input_mean"  # in hyperparams.json, to overrule what the artifact shows
 
 # The network up to logits and offsets as ONNX: made of the files above, so that serving starts faster.
 Precision = Literal["float32", "int8"]
 MOST_BYTES_OF_A_NETWORK = 1_900_000_000  # its format holds 2 GB in a file
 NETWORK_FILES: dict[Precision, str] = {"float32": "model_algo_1.onnx", "int8": "model_algo_1-int8.onnx"}
-
-# What an archive may hold. The largest model, ResNet-101 with 10,000 classes, has 9.96 GB.
-MOST_BYTES = 10 * 10**9
-MOST_MEMBERS = 1_000
-MOST_BYTES_OF_A_HEADER = 1_000_000  # it is read into memory, and as long as the names in it say
-_CHUNK = 1 << 16
-
-# What tarfile and gzip raise over an archive that is none, or has nonsense in a header.
-_DAMAGED = (
-    tarfile.TarError,
-    gzip.BadGzipFile,
-    zlib.error,
-    EOFError,
-    ValueError,
-    ArithmeticError,
-    LookupError,
-    RecursionError,
-)
 
 
 @dataclass(frozen=True)
@@ -65,10 +58,13 @@ class Description:
     hyperparameters : dict of strings, as the built-in writes `hyperparams.json`
     class_names : dict
         Class id to name; empty when the training data gave none.
+    multibox : MultiBoxDetection or None
+        How an artifact of the built-in algorithm makes detections; None for ours.
     """
 
     hyperparameters: dict[str, str]
     class_names: dict[int, str]
+    multibox: builtin_graph.MultiBoxDetection | None = None
 
     @property
     def num_classes(self) -> int:
@@ -84,11 +80,34 @@ class Description:
 
     @property
     def nms_threshold(self) -> float:
-        return float(self.hyperparameters["nms_threshold"])
+        return self.multibox.nms_threshold if self.multibox else float(self.hyperparameters["nms_threshold"])
 
     @property
     def nms_topk(self) -> int:
-        return int(self.hyperparameters["nms_topk"])
+        return self.multibox.nms_topk if self.multibox else int(self.hyperparameters["nms_topk"])
+
+
+@dataclass(frozen=True)
+class Model:
+    """A whole artifact.
+
+    Attributes
+    ----------
+    description : Description
+    symbol : str
+        MXNet's JSON of a graph with the nodes `class_logits` and `box_offsets`.
+    parameters : dict of float32 arrays by name
+        Of the graph, with its constants, among them `anchors` (1, A, 4).
+    """
+
+    description: Description
+    symbol: str
+    parameters: dict[str, NDArray[np.float32]]
+
+    @property
+    def has_graph_of_builtin(self) -> bool:
+        """Whether the graph is the built-in's, or goes on from it: it does not divide its input as ours do."""
+        return "data_std" not in self.parameters
 
 
 def save(
@@ -151,10 +170,25 @@ def is_there(directory: Path) -> bool:
 
 def _missing(directory: Path) -> str:
     """Names of a model's files that a directory lacks."""
-    return ", ".join(name for name in _REQUIRED if not (directory / name).is_file())
+    files = (_symbol_file(directory), _parameters_file(directory), directory / HYPERPARAMETERS_FILE)
+    return ", ".join(path.name for path in files if not path.is_file())
 
 
-def pack(directory: Path, archive: Path) -> None:
+def _symbol_file(directory: Path) -> Path:
+    return _file(directory, SYMBOL_FILE)
+
+
+def _parameters_file(directory: Path) -> Path:
+    return _file(directory, PARAMETERS_FILE)
+
+
+def _file(directory: Path, name: str) -> Path:
+    """A file of the model, or the deployed one where there is only that."""
+    deployed = directory / f"{_DEPLOYED}{name}"
+    return deployed if deployed.is_file() and not (directory / name).is_file() else directory / name
+
+
+def pack(directory: Path, packed: Path) -> None:
     """Pack an artifact flat into a .tar.gz, as the platform does.
 
     Raises
@@ -174,11 +208,11 @@ def pack(directory: Path, archive: Path) -> None:
                     tar.add(directory / name, arcname=name)
 
     try:
-        archive.parent.mkdir(parents=True, exist_ok=True)
-        whole_files.replace(archive, write)
+        packed.parent.mkdir(parents=True, exist_ok=True)
+        whole_files.replace(packed, write)
     except OSError as error:
         size = sum(path.stat().st_size for path in directory.iterdir() if path.is_file())
-        raise _cannot_write(archive, size, error) from error
+        raise _cannot_write(packed, size, error) from error
 
 
 def _cannot_write(path: Path, size: int, error: OSError) -> UserError:
@@ -204,7 +238,11 @@ def describe(directory: Path) -> Description:
         raise UserError(
             f"{directory / CLASSES_FILE} has a class id that is no number; use the file that training wrote."
         )
-    description = Description(hyperparameters, {int(identity): name for identity, name in classes.items()})
+    try:
+        multibox = builtin_graph.detection(_symbol_file(directory).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise not_usable(directory) from error
+    description = Description(hyperparameters, {int(identity): name for identity, name in classes.items()}, multibox)
     for name in ("num_classes", "base_network", "image_shape", "nms_threshold", "nms_topk"):
         try:
             getattr(description, name)
@@ -223,7 +261,7 @@ def load_parameters(directory: Path) -> dict[str, NDArray[np.float32]]:
     UserError
         When the file is damaged.
     """
-    path = directory / PARAMETERS_FILE
+    path = _parameters_file(directory)
     try:
         return {name.split(":", 1)[-1]: array for name, array in parameter_file.read(path).items()}
     except ValueError as error:
@@ -246,8 +284,8 @@ def save_network(directory: Path, precision: Precision, network: bytes) -> Path:
     return path
 
 
-def network(directory: Path, precision: Precision) -> tuple[bytes, Path]:
-    """The network as ONNX, and the file that it comes from: of older artifacts, which have none, it is made here.
+def network(directory: Path, precision: Precision, input_mean: Mean | None = None) -> tuple[bytes, Path]:
+    """The network as ONNX, and the file that it comes from: of artifacts that have none, it is made here.
 
     Raises
     ------
@@ -258,12 +296,12 @@ def network(directory: Path, precision: Precision) -> tuple[bytes, Path]:
     path = directory / NETWORK_FILES[precision]
     if path.is_file():
         return path.read_bytes(), path
-    return exported(directory).SerializeToString(), directory / SYMBOL_FILE
+    return exported(directory, input_mean).SerializeToString(), _symbol_file(directory)
 
 
 def fits_network_file(directory: Path) -> bool:
     """Whether the network can be made as ONNX: one with thousands of classes is too large."""
-    return (directory / PARAMETERS_FILE).stat().st_size <= MOST_BYTES_OF_A_NETWORK
+    return _parameters_file(directory).stat().st_size <= MOST_BYTES_OF_A_NETWORK
 
 
 def check_precision(directory: Path, precision: Precision) -> None:
@@ -276,11 +314,120 @@ def check_precision(directory: Path, precision: Precision) -> None:
     name = NETWORK_FILES[precision]
     if precision == "int8" and not (directory / name).is_file():
         raise UserError(
-            f"{directory} has no int8 network ({name} is missing); train with export_int8 1 or auto, or serve float32."
+            f"{directory} has no int8 network ({name} is missing); train with export_int8 1 or auto, make one with "
+            "ssd-algo export --images, or serve float32."
         )
 
 
-def exported(directory: Path) -> "onnx.ModelProto":
+def read(directory: Path, input_mean: Mean | None = None) -> Model:
+    """An artifact of ours or of the built-in's, whose graph is cut and put into our form.
+
+    Parameters
+    ----------
+    directory : Path
+    input_mean : three numbers or None
+        What to subtract from the RGB that a network of the built-in's is given; None: what the artifact shows.
+
+    Raises
+    ------
+    UserError
+        When a file is missing or damaged.
+    """
+    described, parameters = describe(directory), load_parameters(directory)
+    symbol = _symbol_file(directory).read_text(encoding="utf-8")
+    if described.multibox is None:
+        if "anchors" not in parameters:
+            raise not_usable(directory)
+        return Model(described, symbol, parameters)
+    graph = _adopted(directory, symbol, described.image_shape)
+    if not graph.has_mean:
+        mean = _input_mean(graph, described, parameters, input_mean)
+        parameters["data_mean"] = np.asarray(mean, dtype=np.float32).reshape(1, 3, 1, 1)
+    return Model(described, graph.symbol, parameters | {"anchors": graph.anchors[None]})
+
+
+def _adopted(directory: Path, symbol: str, image_shape: int) -> builtin_graph.BuiltinGraph:
+    try:
+        return builtin_graph.adopted(symbol, image_shape)
+    except ValueError as error:
+        raise not_usable(directory) from error
+
+
+def save_deployed(directory: Path, target: Path, input_mean: Mean | None = None) -> None:
+    """Put an artifact into a new directory, such that any MXNet runs its symbol on raw RGB: ours as it is.
+
+    A model of the built-in's ends in its detections then, and what is subtracted from its input is inside.
+
+    Raises
+    ------
+    UserError
+        When a file is missing or damaged, or cannot be written.
+    """
+    model = read(directory, input_mean)
+    described, symbol = model.description, _symbol_file(directory).read_text(encoding="utf-8")
+    parameters = parameter_file.read(_parameters_file(directory))
+    hyperparameters = described.hyperparameters
+    if described.multibox is not None:
+        symbol = builtin_graph.deployed(symbol, builtin_graph.adopted(symbol, described.image_shape))
+        parameters |= {"arg:data_mean": model.parameters["data_mean"]}
+        hyperparameters = {n: each for n, each in hyperparameters.items() if n != INPUT_MEAN}
+        hyperparameters |= {"nms_threshold": str(described.nms_threshold), "nms_topk": str(described.nms_topk)}
+    names = {str(identity): name for identity, name in sorted(described.class_names.items())}
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        (target / SYMBOL_FILE).write_text(symbol)
+        (target / HYPERPARAMETERS_FILE).write_text(json.dumps(hyperparameters))
+        (target / CLASSES_FILE).write_text(json.dumps(names))
+        parameter_file.write(target / PARAMETERS_FILE, parameters)
+    except OSError as error:
+        raise _cannot_write(target, sum(each.nbytes for each in parameters.values()), error) from error
+
+
+def _input_mean(
+    graph: builtin_graph.BuiltinGraph,
+    described: Description,
+    parameters: dict[str, NDArray[np.float32]],
+    given: Mean | None,
+) -> Mean:
+    """What to subtract from the RGB that a network of the built-in's is given; said in the log, with the reason."""
+    if given is None and INPUT_MEAN in described.hyperparameters:
+        given = parse_mean(described.hyperparameters[INPUT_MEAN])
+    mean, why = given, "as it was asked for"
+    if mean is None and graph.input_statistics is None:
+        mean, why = _BUILTIN_MEAN, "as ImageNet's weights of a network without BatchNorm on its input want it"
+    if mean is None:
+        # A BatchNorm on the input has seen in training what the network was given.
+        seen = float(np.mean(parameters.get(graph.input_statistics or "", np.zeros(3))))
+        mean = _RAW if seen > _MOST_SEEN_WITHOUT_MEAN else _BUILTIN_MEAN
+        why = f"as the mean that its input's BatchNorm saw in training, {seen:.1f}, shows"
+    logger.info(
+        "The model is one of the built-in algorithm (%s, %d): it is given %s, %s.",
+        described.base_network,
+        described.image_shape,
+        "raw RGB" if tuple(mean) == _RAW else f"RGB less ({', '.join(f'{each:g}' for each in mean)})",
+        why,
+    )
+    return mean
+
+
+def parse_mean(text: str) -> Mean:
+    """Three numbers from 0 to 255, with commas between them.
+
+    Raises
+    ------
+    ValueError
+        With the rule.
+    """
+    try:
+        red, green, blue = (float(each) for each in text.split(","))
+    except ValueError:
+        red = green = blue = -1.0
+    if not all(0 <= each <= 255 for each in (red, green, blue)):
+        raise ValueError('three numbers from 0 to 255, as "123, 117, 104" or "0, 0, 0"')
+    return red, green, blue
+
+
+def exported(directory: Path, input_mean: Mean | None = None) -> "onnx.ModelProto":
     """The network of an artifact as ONNX, made of its symbol and parameters.
 
     Raises
@@ -290,38 +437,40 @@ def exported(directory: Path) -> "onnx.ModelProto":
     """
     from ssd_algo.model.onnx_graph import to_onnx
 
-    described, parameters = describe(directory), load_parameters(directory)
+    model = read(directory, input_mean)
     try:
-        return to_onnx((directory / SYMBOL_FILE).read_text(), parameters, described.image_shape)
+        return to_onnx(model.symbol, model.parameters, model.description.image_shape)
     except ValueError as error:
-        raise _not_ours(directory) from error
+        raise not_usable(directory) from error
 
 
-def _not_ours(directory: Path) -> UserError:
-    return UserError(f"{directory / SYMBOL_FILE} is damaged or was not written by this image's training.")
+def not_usable(directory: Path) -> UserError:
+    """What to say of an artifact whose symbol cannot be used."""
+    return UserError(
+        f"{_symbol_file(directory)} is damaged or was written by neither this image's training nor the built-in's."
+    )
 
 
-def load_symbol(directory: Path) -> "mx.sym.Symbol":
-    """The network's graph, cut before its detections: outputs `class_logits` and `box_offsets`.
+def load_symbol(symbol: str) -> "mx.sym.Symbol":
+    """A model's graph, cut before its detections: outputs `class_logits` and `box_offsets`.
 
     Raises
     ------
-    UserError
-        When the file is damaged or is not one of ours.
+    ValueError
+        When it has none.
     """
     import mxnet as mx
 
-    path = directory / SYMBOL_FILE
     try:
-        internals = mx.sym.load(str(path)).get_internals()
+        internals = mx.sym.load_json(symbol).get_internals()
         return mx.sym.Group([internals["class_logits_output"], internals["box_offsets_output"]])
-    except (mx.base.MXNetError, ValueError) as error:
-        raise _not_ours(directory) from error
+    except mx.base.MXNetError as error:
+        raise ValueError("the graph is not one that training writes") from error
 
 
 @contextmanager
 def unpacked(channel: Path) -> Iterator[Path]:
-    """The directory with the artifact of a model channel, which holds a model.tar.gz or what was in one.
+    """The directory with an artifact: of a model channel, which holds a model.tar.gz or what was in one, or an archive.
 
     An archive is unpacked into a temporary directory. A `UserError` over the files in it, raised while it is in use, is
     told with the archive's path.
@@ -331,97 +480,19 @@ def unpacked(channel: Path) -> Iterator[Path]:
     UserError
         When the archive is damaged, breaks a rule, lacks a file of a model, or does not fit on the disk.
     """
-    archive = channel / "model.tar.gz"
-    if not archive.is_file():
+    packed = channel if channel.is_file() else channel / "model.tar.gz"
+    if not packed.is_file():
         yield channel
         return
     with tempfile.TemporaryDirectory(prefix="ssd-algo-model-") as directory:
-        _unpack(archive, Path(directory))
+        archive.unpack(packed, Path(directory), _MEMBERS)
         missing = _missing(Path(directory))
         if missing:
-            raise UserError(f"{archive} holds no model: {missing} missing; give a model.tar.gz made by training.")
+            raise UserError(f"{packed} holds no model: {missing} missing; give a model.tar.gz made by training.")
         try:
             yield Path(directory)
         except UserError as error:
-            raise UserError(str(error).replace(directory, str(archive))) from error
-
-
-def _unpack(archive: Path, directory: Path) -> None:
-    try:
-        with _BoundedGzipFile(archive) as stream:
-            with tarfile.open(fileobj=stream, mode="r|") as tar:
-                for count, member in enumerate(tar, 1):
-                    _check_member(archive, count, member)
-                    _copy_member(tar, member, directory, stream)
-            while stream.read(_CHUNK):  # to the end, where the checksum is
-                stream.after_header()
-    except _DAMAGED as error:
-        raise UserError(f"{archive} is damaged and cannot be unpacked; upload it again.") from error
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise UserError(
-            f"{archive} cannot be unpacked into {directory.parent} (the disk is full); use an instance with a larger "
-            "volume."
-        ) from error
-
-
-class _BoundedGzipFile(gzip.GzipFile):
-    """Refuses to go on beyond the limits: a small file can hold more than any disk."""
-
-    def __init__(self, archive: Path) -> None:
-        super().__init__(archive)
-        self._archive, self._all, self._header = archive, 0, 0
-
-    def read(self, size: int | None = -1) -> bytes:
-        part = super().read(size)
-        self._all += len(part)
-        self._header += len(part)
-        if self._all > MOST_BYTES:
-            raise UserError(
-                f"{self._archive} has more than {MOST_BYTES / 1e9:g} GB when unpacked, which no model has; pack a "
-                "model's files alone."
-            )
-        if self._header > MOST_BYTES_OF_A_HEADER:
-            raise UserError(
-                f"{self._archive} has a member with a header of more than {MOST_BYTES_OF_A_HEADER} bytes, which no "
-                "model has; pack a model's files anew."
-            )
-        return part
-
-    def after_header(self) -> None:
-        """What was read so far belongs to no header."""
-        self._header = 0
-
-
-def _check_member(archive: Path, count: int, member: tarfile.TarInfo) -> None:
-    """See that a member cannot have an effect outside of the directory, nor in it but by its own bytes."""
-    name = printable(member.name if len(member.name) <= 100 else f"{member.name[:99]}…")
-    if count > MOST_MEMBERS:
-        raise UserError(
-            f"{archive} has more than {MOST_MEMBERS} members, which no model has; pack a model's files alone."
-        )
-    # A sparse file is large by its header, not by bytes of the archive.
-    if member.issparse() or not (member.isreg() or member.isdir()):
-        kind = "a link" if member.issym() or member.islnk() else "a sparse file" if member.issparse() else "a device"
-        raise UserError(f'{archive}: "{name}" is {kind}, but a model has plain files only; pack them anew.')
-    if member.name.startswith("/") or ".." in member.name.split("/"):
-        raise UserError(
-            f'{archive}: the path "{name}" is absolute or has "..", but must stay within the archive; pack a model\'s '
-            "files anew."
-        )
-
-
-def _copy_member(tar: tarfile.TarFile, member: tarfile.TarInfo, directory: Path, stream: _BoundedGzipFile) -> None:
-    """Write a file with one of the model's names into the directory; read over any other."""
-    name = os.path.normpath(member.name)
-    source = tar.extractfile(member)
-    if source is None:  # a directory
-        return
-    with open(directory / name if name in (*_REQUIRED, *_OPTIONAL) else os.devnull, "wb") as target:
-        while part := source.read(_CHUNK):
-            target.write(part)
-            stream.after_header()
+            raise UserError(str(error).replace(directory, str(packed))) from error
 
 
 def _read_object(path: Path) -> dict[str, str]:

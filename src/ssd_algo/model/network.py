@@ -41,10 +41,14 @@ class Network:
     symbol : group of `class_logits` (B, A, C + 1), background first, and `box_offsets` (B, A, 4)
         Input `data`, float32 (B, 3, S, S), raw RGB 0-255.
     anchors : float32 (A, 4), corners as fractions
+    mean : per channel, subtracted from `data`
+    std : per channel, by which it is divided then; None in a network of the built-in's, which is not
     """
 
     symbol: mx.sym.Symbol
     anchors: Boxes
+    mean: tuple[float, ...] = RGB_MEAN
+    std: tuple[float, ...] | None = RGB_STD
 
 
 def build_network(base_network: str, image_shape: int, num_classes: int) -> Network:
@@ -143,11 +147,10 @@ def _size(feature_map: mx.sym.Symbol, image_shape: int) -> tuple[int, int]:
 
 
 def constants(network: Network) -> dict[str, NDArray[np.float32]]:
-    """The values of `CONSTANTS`: per-channel mean and standard deviation, anchors (1, A, 4)."""
-    return {
-        "data_mean": np.asarray(RGB_MEAN, dtype=np.float32).reshape(1, 3, 1, 1),
-        "data_std": np.asarray(RGB_STD, dtype=np.float32).reshape(1, 3, 1, 1),
-        "anchors": network.anchors[None],
+    """The values of those of `CONSTANTS` that it has: per-channel mean and standard deviation, anchors (1, A, 4)."""
+    channels = {"data_mean": network.mean} | ({} if network.std is None else {"data_std": network.std})
+    return {name: np.asarray(each, dtype=np.float32).reshape(1, 3, 1, 1) for name, each in channels.items()} | {
+        "anchors": network.anchors[None]
     }
 
 

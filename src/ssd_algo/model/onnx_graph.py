@@ -219,6 +219,12 @@ class _Converter:
         shape = self._constant(f"{node.name}_shape", np.asarray(node["shape"], dtype=np.int64))
         self._emit("Reshape", [self._tensor(node.inputs[0]), shape], node.name)
 
+    def flatten(self, number: int, node: _Node) -> None:
+        self._emit("Flatten", [self._tensor(node.inputs[0])], node.name, axis=1)
+
+    def nothing(self, number: int, node: _Node) -> None:
+        self._emit("Identity", [self._tensor(node.inputs[0])], node.name)
+
     def concat(self, number: int, node: _Node) -> None:
         self._emit("Concat", [self._tensor(each) for each in node.inputs], node.name, axis=node.get("dim", 1))
 
@@ -244,6 +250,9 @@ _OPERATORS: dict[str, Callable[[_Converter, int, _Node], None]] = {
     "_mul_scalar": _Converter.multiply_by_number,
     "transpose": _Converter.transpose,
     "Reshape": _Converter.reshape,
+    "Flatten": _Converter.flatten,
+    "_copy": _Converter.nothing,
+    "Dropout": _Converter.nothing,  # outside of training
     "Concat": _Converter.concat,
     "L2Normalization": _Converter.normalise,
     "elemwise_add": _Converter.elementwise,

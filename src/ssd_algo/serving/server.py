@@ -74,7 +74,7 @@ def main() -> int:
     logger.info("Serving %s.", ", ".join(f"{name} {value}" for name, value in about.items()))
     Server(
         settings,
-        lambda: predictor.load(directory, settings.precision, devices, settings.cpus),
+        lambda: predictor.load(directory, settings.precision, devices, settings.cpus, settings.input_mean),
         described.class_names,
         about,
     ).run()

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from ssd_algo.contract.container import available_cpus
 from ssd_algo.errors import NotAcceptable, UserError
-from ssd_algo.model.artifact import NETWORK_FILES, Precision
+from ssd_algo.model.artifact import NETWORK_FILES, Mean, Precision, parse_mean
 from ssd_algo.serving import negotiation
 from ssd_algo.serving.app import Limits
 
@@ -48,6 +48,8 @@ class Settings:
         Media type of the answer where the request does not say.
     log_level : int
         Of Python's logging.
+    input_mean : three numbers or None
+        What a network of the built-in's gets less than raw RGB; None: what its artifact shows.
     """
 
     port: int
@@ -58,6 +60,7 @@ class Settings:
     limits: Limits
     default_accept: str
     log_level: int
+    input_mean: Mean | None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Settings":
@@ -88,6 +91,7 @@ class Settings:
             ),
             default_accept=read.parsed("SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT", _media_type, negotiation.JSON),
             log_level=read.parsed("SAGEMAKER_CONTAINER_LOG_LEVEL", _level, logging.INFO),
+            input_mean=read.parsed("SSD_ALGO_INPUT_MEAN", parse_mean, None),
         )
 
 

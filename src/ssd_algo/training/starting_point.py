@@ -12,6 +12,7 @@ from ssd_algo.contract import log_lines
 from ssd_algo.contract.hyperparameters import Hyperparameters
 from ssd_algo.errors import UserError
 from ssd_algo.model import artifact, pretrained
+from ssd_algo.model.builtin_graph import with_classes
 from ssd_algo.model.network import (
     Network,
     build_network,
@@ -33,12 +34,37 @@ Values = dict[str, NDArray[np.float32]]
 
 
 def build_network_to_train(hyperparameters: Hyperparameters, data: TrainingData) -> Network:
-    """The network of a job."""
+    """The network of a job: a model of the built-in's goes on with the one that it has.
+
+    Raises
+    ------
+    UserError
+        When that is for another input, or the model is damaged.
+    """
     hp = hyperparameters
-    network = build_network(hp.base_network, hp.image_shape, hp.num_classes)
     if data.model is None:
-        return network
+        return build_network(hp.base_network, hp.image_shape, hp.num_classes)
+    with artifact.unpacked(data.model) as directory:
+        model = artifact.read(directory)
+        if model.has_graph_of_builtin:
+            network = _network_of_builtin(model, hp, directory)
+        else:
+            network = build_network(hp.base_network, hp.image_shape, hp.num_classes)
     return with_momentum_of_statistics(network, momentum_of_statistics(hp.learning_rate))
+
+
+def _network_of_builtin(model: artifact.Model, hyperparameters: Hyperparameters, directory: Path) -> Network:
+    side = model.description.image_shape
+    if side != hyperparameters.image_shape:
+        raise UserError(
+            f"Channel model holds a network of the built-in algorithm for image_shape {side}, but the hyperparameter "
+            f"image_shape is {hyperparameters.image_shape}; they must be the same."
+        )
+    try:
+        symbol = artifact.load_symbol(with_classes(model.symbol, hyperparameters.num_classes))
+    except ValueError as error:
+        raise artifact.not_usable(directory) from error
+    return Network(symbol, model.parameters["anchors"][0], tuple(model.parameters["data_mean"].ravel()), None)
 
 
 def momentum_of_statistics(learning_rate: float) -> float:
@@ -93,10 +119,8 @@ def starting_values(
 def _values_of_model(
     network: Network, hyperparameters: Hyperparameters, class_names: dict[int, str], directory: Path
 ) -> Values:
-    model = artifact.describe(directory)
-    loaded = artifact.load_parameters(directory)
-    if "anchors" not in loaded:
-        raise UserError("Channel model holds a model that was not written by this image's training; give one that was.")
+    read = artifact.read(directory)
+    model, loaded = read.description, read.parameters
     shapes = parameter_shapes(network, hyperparameters.image_shape)
     for name, ours in shapes.items():
         shape = ours
