@@ -63,6 +63,7 @@ def export(
         raise UserError(f"{output} is not empty; give a new folder.")
     deployed = output / "model"
     with artifact.unpacked(model) as directory:
+        artifact.describe(directory)
         if not artifact.fits_network_file(directory):
             raise UserError(f"{model} is too large for ONNX (more than 2 GB); MXNet runs it as it is.")
         artifact.save_deployed(directory, deployed, input_mean)

@@ -33,7 +33,6 @@ _REQUIRED = (SYMBOL_FILE, PARAMETERS_FILE, HYPERPARAMETERS_FILE)
 _OPTIONAL = (CLASSES_FILE,)
 # As the deployment script of the built-in's ancestor names symbol and parameters.
 _DEPLOYED = "deploy_"
-_MEMBERS = {*_REQUIRED, *_OPTIONAL, f"{_DEPLOYED}{SYMBOL_FILE}", f"{_DEPLOYED}{PARAMETERS_FILE}"}
 
 # What a network of the built-in's is given. ImageNet's mean as its ancestor's training subtracts it, or nothing; a
 # BatchNorm on the input has the difference in its statistics (photos have means of about 100).
@@ -47,6 +46,15 @@ INPUT_MEAN = "_input_mean"  # in hyperparams.json, to overrule what the artifact
 Precision = Literal["float32", "int8"]
 MOST_BYTES_OF_A_NETWORK = 1_900_000_000  # its format holds 2 GB in a file
 NETWORK_FILES: dict[Precision, str] = {"float32": "model_algo_1.onnx", "int8": "model_algo_1-int8.onnx"}
+
+# What is taken out of an archive: the network in float32 is made anew as fast.
+_MEMBERS = {
+    *_REQUIRED,
+    *_OPTIONAL,
+    f"{_DEPLOYED}{SYMBOL_FILE}",
+    f"{_DEPLOYED}{PARAMETERS_FILE}",
+    NETWORK_FILES["int8"],
+}
 
 
 @dataclass(frozen=True)
