@@ -18,14 +18,14 @@ FROM driver-${PROCESSOR} AS driver
 FROM python:3.11-slim-bookworm
 ARG PROCESSOR
 
-# OpenCV's package wants a library of OpenGL to be there, but nothing draws with it: its drivers and their compiler go.
+# What MXNet is linked with.
 RUN apt-get update \
- && apt-get install -y --no-install-recommends libgl1 libglib2.0-0 libgomp1 libquadmath0 \
- && rm -rf /var/lib/apt/lists/* /usr/lib/x86_64-linux-gnu/dri /usr/lib/x86_64-linux-gnu/libLLVM*
+ && apt-get install -y --no-install-recommends libgomp1 libquadmath0 \
+ && rm -rf /var/lib/apt/lists/* /var/cache/apt/*
 
 COPY docker/requirements-${PROCESSOR}.txt /tmp/requirements.txt
-# OpenVINO runs on the CPU here; of ONNX no test data is needed.
-RUN pip install --no-cache-dir --no-compile --require-hashes -r /tmp/requirements.txt \
+# The lock is complete: --no-deps adds nothing to it. OpenVINO runs on the CPU here; of ONNX no test data is needed.
+RUN pip install --no-cache-dir --no-compile --require-hashes --no-deps -r /tmp/requirements.txt \
  && rm /tmp/requirements.txt \
  && cd /usr/local/lib/python3.11/site-packages \
  && rm -r openvino/libs/libopenvino_intel_[gn]pu_plugin.so openvino/libs/cache.json onnx/backend/test/data

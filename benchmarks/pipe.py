@@ -3,7 +3,7 @@
     python benchmarks/pipe.py [--records N] [--plot FILE]
 
 Prints one JSON line a figure. Records are of 64 pixels, batches of 300, the default image_shape. With 100,000
-records it takes about 8 minutes on 2 cores.
+records it takes about 8 minutes on 2 cores. --plot needs matplotlib, which is not locked.
 """
 
 import argparse

@@ -1,5 +1,10 @@
 """One definition of detections, whatever computes the network."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import mxnet as mx
 import numpy as np
 import pytest
@@ -34,3 +39,17 @@ def test_devices_share_a_batch(trained: Run, count: int) -> None:
     for found, expected in zip(MultiDeviceEngine([alone, other])(images), alone(images), strict=True):
         assert found.shape == expected.shape
         assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+def test_openvino_tells_nobody_that_it_is_used(tmp_path: Path) -> None:
+    """Its package for that is not locked, but comes with OpenVINO where somebody installs it without the lock."""
+    code = (
+        "import sys\n"
+        "from ssd_algo.inference.engines import compile_network\n"
+        "try: compile_network(b'', 128, 1)\n"
+        "except ValueError: sys.exit(sys.modules['openvino_telemetry'] is not None)\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "CI"} | {"HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -103,7 +103,17 @@ def test_exif_orientation_is_applied(
     assert decoded[red_at] == pytest.approx((255, 0, 0), abs=3)
 
 
-@pytest.mark.parametrize("encoded", [b"", b"no image", encode(PICTURE, "PNG")[:40], b"\xff\xd8\xff"])
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        b"",
+        b"no image",
+        encode(PICTURE, "PNG")[:40],
+        b"\xff\xd8\xff",
+        encode(PICTURE, "JPEG2000"),
+        encode(PICTURE, "PPM"),
+    ],
+)
 def test_not_an_image(encoded: bytes) -> None:
     with pytest.raises(images.NotAnImage) as caught:
         images.decode(encoded)

@@ -5,6 +5,7 @@ Everything else asks this object; nothing else spells `/opt/ml` or, `serving.ser
 
 import json
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,22 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 def _as_platform_writes(value: Any) -> str:
     return str(value) if isinstance(value, bool | float | int) else ""
+
+
+def check_temporary_directory() -> None:
+    """See that there is one: libraries take it for granted, when they are imported or used.
+
+    Raises
+    ------
+    UserError
+    """
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError as error:
+        raise UserError(
+            "There is no directory for temporary files that can be written; give the container one, as docker run's "
+            "--tmpfs /tmp does."
+        ) from error
 
 
 def available_cpus() -> int:

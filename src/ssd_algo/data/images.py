@@ -40,6 +40,8 @@ _REDUCED = {
 
 # Formats that OpenCV decodes, by Pillow's name for them; MPO is a JPEG with further pictures behind.
 _KINDS = {"JPEG": "JPEG", "MPO": "JPEG", "PNG": "PNG", "BMP": "BMP", "WEBP": "WebP", "TIFF": "TIFF"}
+# How they begin. OpenCV 4.11 has decoders of more kinds: nobody needs them, and that of JPEG 2000 has CVE-2025-53644.
+_BEGINNINGS = (_JPEG_MAGIC, _PNG_MAGIC, b"BM", b"RIFF", b"II", b"MM")
 _END_MARKERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 _HEAD, _TAIL = 4096, 16  # bytes
 
@@ -87,7 +89,7 @@ def _decode_bgr(encoded: bytes, flags: int) -> Pixels:
     """What OpenCV makes of an image; of an animated one its first picture."""
     still = _still(encoded) if encoded.startswith(_PNG_MAGIC) else encoded
     try:
-        decoded = cv2.imdecode(np.frombuffer(still, dtype=np.uint8), flags) if still else None
+        decoded = cv2.imdecode(np.frombuffer(still, dtype=np.uint8), flags) if still.startswith(_BEGINNINGS) else None
     except cv2.error as error:
         raise NotAnImage(f"the image cannot be decoded ({error.err})") from error
     if decoded is None:

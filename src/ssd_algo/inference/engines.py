@@ -1,5 +1,6 @@
 """The network's forward pass: OpenVINO on CPUs, MXNet on GPUs and as what OpenVINO is compared with."""
 
+import sys
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -9,6 +10,10 @@ from ssd_algo.data.boxes import Boxes
 
 if TYPE_CHECKING:
     import mxnet as mx
+
+# OpenVINO is imported below, and by who imports this. With that package, which comes with it where the lock is not
+# heeded, it would send usage data to its maker, and leave an identity in HOME.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 Predictions = tuple[NDArray[np.float32], NDArray[np.float32]]
 

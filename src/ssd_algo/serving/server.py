@@ -18,7 +18,7 @@ from gunicorn.arbiter import Arbiter
 
 from ssd_algo import __version__
 from ssd_algo.contract import gpus, log_lines
-from ssd_algo.contract.container import Container, set_up_mxnet
+from ssd_algo.contract.container import Container, check_temporary_directory, set_up_mxnet
 from ssd_algo.errors import UserError
 from ssd_algo.inference import predictor
 from ssd_algo.model import artifact
@@ -47,6 +47,7 @@ def main() -> int:
     print(log_lines.entry_point("serve"), flush=True)
     directory = Container.from_environment().model_directory
     try:
+        check_temporary_directory()
         settings = Settings.from_environment(os.environ)
         described = artifact.describe(directory)
         devices = _usable_gpus()

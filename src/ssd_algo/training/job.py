@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import NoReturn
 
 from ssd_algo.contract import gpus, log_lines
-from ssd_algo.contract.container import FAILURE_LIMIT, Channel, Container, available_cpus, set_up_mxnet
+from ssd_algo.contract.container import (
+    FAILURE_LIMIT,
+    Channel,
+    Container,
+    available_cpus,
+    check_temporary_directory,
+    set_up_mxnet,
+)
 from ssd_algo.contract.hyperparameters import Hyperparameters, final_configuration
 from ssd_algo.data.loader import Loader, Share, Workers
 from ssd_algo.data.pipe import Passes
@@ -100,6 +107,7 @@ def _exit(code: int) -> NoReturn:
 def run(container: Container, stop: Stop, peers: Peers) -> None:
     """Train as the container's configuration says, and leave the best model."""
     started = time.time()
+    check_temporary_directory()
     provided = container.hyperparameters()
     logger.info(log_lines.provided_configuration(str(container.hyperparameters_file), provided))
     found = gpus_to_use(provided.get("devices", ""))
