@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -57,6 +58,8 @@ def session(folder: Path, port: int = 8080) -> Any:
     # Without this the SDK tells its makers of every call.
     defaults = {"SchemaVersion": "1.0", "SageMaker": {"PythonSDK": {"Modules": {"TelemetryOptOut": True}}}}
     local = LocalSession(boto, sagemaker_config=defaults)
+    for chatty in ("sagemaker", "sagemaker.config", "urllib3.connectionpool"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
     jobs = folder / "jobs"
     jobs.mkdir(parents=True, exist_ok=True)
     local.config = {"local": {"local_code": True, "container_root": str(jobs), "serving_port": port}}
@@ -80,6 +83,7 @@ def draw_boxes(photo: Path, answer: dict[str, Any], threshold: float = 0.3) -> A
     from PIL import Image, ImageDraw
 
     picture = Image.open(photo).convert("RGB")
+    picture = picture.resize((600, round(600 * picture.height / picture.width)))
     draw = ImageDraw.Draw(picture)
     for name, (_, score, *corners) in zip(answer["class_names"], answer["prediction"], strict=True):
         if score >= threshold:
