@@ -18,10 +18,11 @@ FROM driver-${PROCESSOR} AS driver
 FROM python:3.11-slim-bookworm
 ARG PROCESSOR
 
-# What MXNet is linked with.
+# What MXNet is linked with, and a library of OpenGL that OpenCV's package wants to be there: as nothing draws with it, its
+# drivers and their compiler go.
 RUN apt-get update \
- && apt-get install -y --no-install-recommends libgomp1 libquadmath0 \
- && rm -rf /var/lib/apt/lists/* /var/cache/apt/*
+ && apt-get install -y --no-install-recommends libgl1 libglib2.0-0 libgomp1 libquadmath0 \
+ && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /usr/lib/x86_64-linux-gnu/dri /usr/lib/x86_64-linux-gnu/libLLVM*
 
 COPY docker/requirements-${PROCESSOR}.txt /tmp/requirements.txt
 # The lock is complete: --no-deps adds nothing to it. OpenVINO runs on the CPU here; of ONNX no test data is needed.

@@ -20,6 +20,7 @@ $(VENV)/.installed: pyproject.toml requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --require-hashes --no-deps -r requirements-dev.txt
 	$(BIN)/pip install -q --no-deps --no-build-isolation -e .
+	$(BIN)/python -c "import cv2" || { apt-get update -qq && apt-get install -y -qq --no-install-recommends libgl1 libglib2.0-0; }
 	touch $@
 
 $(AUDIT)/.installed: requirements-audit.txt
@@ -48,6 +49,7 @@ bench: install
 	$(BIN)/python benchmarks/check.py
 	$(BIN)/python benchmarks/input_pipeline.py
 	$(BIN)/python benchmarks/metrics.py
+	$(BIN)/python benchmarks/report.py
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/checkpoint.py
 	$(BIN)/python benchmarks/interruptions.py

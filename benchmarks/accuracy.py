@@ -25,7 +25,8 @@ from ssd_algo.data.annotations import read_image_channel
 from ssd_algo.data.files import list_folder
 from ssd_algo.data.findings import Findings
 from ssd_algo.data.labels import Rules
-from ssd_algo.evaluation.average_precision import Scored, Truth, mean_average_precision, voc
+from ssd_algo.evaluation.average_precision import mean_average_precision, voc
+from ssd_algo.evaluation.matching import Scored, Truth
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 HYPERPARAMETERS = {

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from figures import figure
 
-from ssd_algo.evaluation.average_precision import Scored, Truth, coco, mean_average_precision, voc
+from ssd_algo.evaluation.average_precision import coco, mean_average_precision, voc
+from ssd_algo.evaluation.matching import Scored, Truth
 
 CLASSES = 80
 

@@ -10,7 +10,7 @@ import sys
 LEAST = 5  # MB of a package to have a row of its own
 
 PURPOSES = {
-    "base system": "Debian with what Python and MXNet are linked with",
+    "base system": "Debian with what Python, MXNet and OpenCV are linked with",
     "Python": "interpreter, standard library, pip, setuptools",
     "ssd-algo": "this project",
     "pretrained weights": "ImageNet weights of all backbones, with PRETRAINED=1",
@@ -18,11 +18,14 @@ PURPOSES = {
     "mxnet-cu112": "training, and serving on GPUs",
     "openvino": "serving on CPUs, scoring of the networks for serving",
     "scipy": "imported by MXNet and GluonCV",
-    "opencv-python-headless": "decoding, resizing, augmentation, drawing",
+    "opencv-python": "decoding, resizing, augmentation, drawing",
     "numpy": "arrays everywhere",
     "botocore": "`ssd-algo check` on s3:// addresses, `ssd-algo request --send`",
     "ml-dtypes": "imported by onnx",
     "pillow": "headers of images",
+    "fonttools": "imported by matplotlib",
+    "kiwisolver": "imported by matplotlib",
+    "matplotlib": "the charts of the report",
     "onnx": "writes the network for serving",
     "gluoncv": "backbones",
     "pydantic-core": "hyperparameters, parsed",

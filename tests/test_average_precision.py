@@ -9,16 +9,15 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ssd_algo.evaluation import average_precision
+from ssd_algo.evaluation import matching
 from ssd_algo.evaluation.average_precision import (
-    Scored,
-    Truth,
     area_under_curve,
     coco,
     eleven_point_average,
     mean_average_precision,
     voc,
 )
+from ssd_algo.evaluation.matching import Scored, Truth
 
 
 def truth(*rows: list[float], difficult: list[bool] | None = None) -> Truth:
@@ -220,5 +219,5 @@ def test_coco_without_objects_or_detections() -> None:
 def test_pairs_are_compared_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     truths, detections = random_images(np.random.default_rng(5), 20, 3)
     whole = voc(truths, detections, 0.5), coco(truths, detections)
-    monkeypatch.setattr(average_precision, "_PAIRS_AT_ONCE", 7)
+    monkeypatch.setattr(matching, "_PAIRS_AT_ONCE", 7)
     assert (voc(truths, detections, 0.5), coco(truths, detections)) == whole

@@ -141,8 +141,8 @@ def test_json_is_what_train_leaves(tmp_path: Path) -> None:
         "sizes": {"40 x 20": 1},
         "objects_per_image": [1, 1.0, 1],
         "classes": [
-            {"class_id": 0, "name": "dog", "objects": 0, "images": 0},
-            {"class_id": 1, "name": "cat", "objects": 1, "images": 1},
+            {"class_id": 0, "name": "dog", "objects": 0, "images": 0, "side": None},
+            {"class_id": 1, "name": "cat", "objects": 1, "images": 1, "side": 57.2},
         ],
         "boxes": [
             # image_shape 128: four maps, scales 0.07, 0.15, 0.51, 0.87 of it

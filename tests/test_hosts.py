@@ -90,6 +90,17 @@ def test_four_hosts(tmp_path: Path, shapes: Path) -> None:
             assert re.findall(r"host=(\S+), completed (\S+) %", host.out) == [(host.name, "50.0"), (host.name, "100.0")]
         assert [len(list((host.base / "model").glob("*"))) > 0 for host in four] == [True, False, False, False]
         assert [len(checkpoint.numbered(host.base / "checkpoints")) for host in four] == [2, 0, 0, 0]
+        output = four[0].base / "output" / "data"
+        assert [(host.base / "output" / "data" / "report.html").exists() for host in four] == [
+            True,
+            False,
+            False,
+            False,
+        ]
+        evaluation = json.loads((output / "metrics.json").read_text())["evaluation"]
+        # Of all images, but the photos are those that the first host has validated on.
+        assert evaluation["images"] == 10
+        assert sorted(each["image"] for each in evaluation["photos"]) == [0, 4, 8]
         samples = read_images(shapes, "validation").samples
         model = predictor.load(four[0].base / "model")
         with ThreadPoolExecutor(1) as threads, Loader(samples, 128, 4, 1, 0, augmented=False, shuffled=False) as loader:

@@ -78,6 +78,12 @@ def test_mxnet_is_not_imported_with(module: str) -> None:
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+@pytest.mark.parametrize("module", ["training.job", "training.loop", "cli", "evaluation.report", "data.show"])
+def test_matplotlib_is_imported_where_it_plots(module: str) -> None:
+    code = f"import sys, ssd_algo.{module}; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-W", "ignore", "-c", code]).returncode == 0
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_environment_and_paths_of_the_platform_have_one_home(path: Path) -> None:
     text = path.read_text()

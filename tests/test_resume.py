@@ -254,6 +254,9 @@ def test_stopped_twice_before_the_first_validation(base: Path) -> None:
     assert 1 <= int(last[1]) <= 5
     assert not (base / "checkpoints").exists()
     predictor.load(base / "model")
+    assert (
+        "There was no validation whose detections are at hand" in (base / "output" / "data" / "report.html").read_text()
+    )
 
 
 def test_stopped_after_a_validation(base: Path) -> None:
@@ -268,6 +271,8 @@ def test_stopped_after_a_validation(base: Path) -> None:
     assert last is not None, out
     metrics = json.loads((base / "output" / "data" / "metrics.json").read_text())
     assert (f"{metrics['best']['mAP']:.4f}", str(metrics["best"]["epoch"])) == last.groups()
+    assert f"The report of the training is in {base / 'output' / 'data' / 'report.html'}\n" in out
+    assert metrics["evaluation"]["mAP"] == metrics["best"]["mAP"]
 
 
 def copied(whole: Whole, tmp_path: Path, data: Path) -> Path:

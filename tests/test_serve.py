@@ -28,7 +28,8 @@ from PIL import Image
 
 from ssd_algo import demo
 from ssd_algo.data import images, recordio
-from ssd_algo.evaluation.average_precision import Scored, Truth, mean_average_precision, voc
+from ssd_algo.evaluation.average_precision import mean_average_precision, voc
+from ssd_algo.evaluation.matching import Scored, Truth
 from ssd_algo.serving.app import is_closed
 from ssd_algo.serving.metrics import STAGES
 

@@ -59,7 +59,7 @@ def test_training_goes_on_while_the_model_is_scored_and_saved(shapes: Path, trai
         return Path("model")
 
     with validating(shapes, trainer, save, Stop()) as made:
-        made.close_epoch(0, RESULT, trainer, True)
+        made.close_epoch(0, RESULT, trainer, True, 0.0)
         assert not saved  # and here the next epoch would be trained
         let.set()
         assert len(made.finish()) == 1
@@ -87,11 +87,11 @@ def test_waiting_for_the_score_counts_as_validation(
     caplog.set_level("INFO")
     with validating(shapes, trainer, save, Stop()) as made:
         now[0] = 30.0  # seconds of training
-        made.close_epoch(0, RESULT, trainer, True)
+        made.close_epoch(0, RESULT, trainer, True, 0.0)
         waiting = True
         made.wait()
         now[0] += 5
-        made.close_epoch(1, RESULT, trainer, True)
+        made.close_epoch(1, RESULT, trainer, True, 0.0)
         made.finish()
     lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("Validation took")]
     assert lines == [
@@ -107,5 +107,5 @@ def test_a_validation_ends_when_the_job_is_to_stop(shapes: Path, trainer: Traine
     stop.requested = True
     with validating(shapes, trainer, lambda values: Path("model"), stop) as made:
         with pytest.raises(Stopped):
-            made.close_epoch(0, RESULT, trainer, True)
+            made.close_epoch(0, RESULT, trainer, True, 0.0)
         assert made.best() is None

@@ -260,6 +260,20 @@ def export(model: Path, output: Path, images: Path | None, input_mean: str | Non
         click.echo("  no int8: the model has none; --images FOLDER calibrates one.")
 
 
+@main.command()
+@click.argument("base", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def report(base: Path) -> None:
+    """Make report.html of the training in BASE again, in BASE/output/data.
+
+    BASE has the folders input, model and output of a training. The network runs over the validation images once more,
+    so that there is a report also where the training could not make a whole one.
+    """
+    from ssd_algo.contract.container import Container
+    from ssd_algo.training import report
+
+    click.echo(report.make(Container(base.absolute()), _progress_bar))
+
+
 @main.command(hidden=True)
 @click.argument("folder", type=click.Path(path_type=Path))
 def fetch_weights(folder: Path) -> None:

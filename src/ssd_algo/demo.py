@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssd_algo.data.boxes import Boxes, iou
+from ssd_algo.data.draw import Mark, colour, draw
 from ssd_algo.data.images import Pixels
 
 CLASSES = ("circle", "square", "triangle")
@@ -200,16 +201,10 @@ def draw_detections(path: Path, rows: Iterable[Sequence[float]], threshold: floa
     """An image with its detections above a score drawn: box, label and score."""
     image = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
     image = cv2.resize(image, None, fx=zoom, fy=zoom)
-    height, width = image.shape[:2]
-    for identity, score, *box in rows:
-        if score < threshold:
-            continue
-        colour = _COLOURS[int(identity)]
-        left, top, right, bottom = (round(each * side) for each, side in zip(box, (width, height) * 2, strict=True))
-        cv2.rectangle(image, (left, top), (right, bottom), colour, 2)
-        label = f"{CLASSES[int(identity)]} {score:.2f}"
-        (text_width, text_height), _ = cv2.getTextSize(label, cv2.FONT_HERSHEY_SIMPLEX, 0.45, 1)
-        top, left = max(top, text_height + 6), min(left, width - text_width - 4)
-        cv2.rectangle(image, (left, top - text_height - 6), (left + text_width + 4, top), colour, -1)
-        cv2.putText(image, label, (left + 2, top - 4), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (255, 255, 255), 1, cv2.LINE_AA)
-    return np.asarray(image, dtype=np.uint8)
+    sides = np.asarray(image.shape[1::-1] * 2)
+    marks = [
+        Mark(np.asarray(box) * sides, colour(int(identity)), f"{CLASSES[int(identity)]} {score:.2f}")
+        for identity, score, *box in rows
+        if score >= threshold
+    ]
+    return draw(image, marks)

@@ -166,9 +166,12 @@ class Container:
 
     def write_output(self, name: str, document: dict[str, Any]) -> Path:
         """Leave a JSON file among the job's output; a reader sees the old or the new one."""
+        return self.write_text(name, json.dumps(document, indent=1))
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Leave a file among the job's output; a reader sees the old or the new one."""
         path = self.output_directory / "data" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(document, indent=1)
         whole_files.replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
         return path
 

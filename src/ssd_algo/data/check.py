@@ -4,12 +4,15 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ssd_algo.data import anchors
+from ssd_algo.data.boxes import Boxes, area
 from ssd_algo.data.findings import Finding, Findings
 from ssd_algo.data.labels import Dataset
 
 _NAMED = 10  # class ids in one sentence
+_LISTED_SIZES = 5  # of images
 
 
 def check_classes(channel: str, dataset: Dataset, num_classes: int | None, findings: Findings) -> None:
@@ -54,8 +57,8 @@ def describe(dataset: Dataset, class_names: dict[int, str], image_shape: int) ->
     -------
     dict
         `images`, `skipped`, `images_without_objects`, `objects`; `sizes`: width x height to its number of images, the
-        commonest first; `objects_per_image`: least, median, most; `classes`: id, name, objects, images; `boxes`: what
-        `_describe_boxes` returns.
+        commonest first; `objects_per_image`: least, median, most; `classes`: id, name, objects, images, `side`: the
+        median size of its boxes in pixels of the network's input; `boxes`: what `_describe_boxes` returns.
     """
     samples = dataset.samples
     counts = [len(sample.classes) for sample in samples]
@@ -66,6 +69,7 @@ def describe(dataset: Dataset, class_names: dict[int, str], image_shape: int) ->
         objects.update(sample.classes.tolist())
         with_class.update(set(sample.classes.tolist()))
     boxes = np.concatenate([np.zeros((0, 4), dtype=np.float32), *(sample.boxes for sample in samples)])
+    sides = _median_sides(boxes, np.concatenate([np.zeros(0, dtype=np.int64), *(each.classes for each in samples)]))
     return {
         "images": len(samples),
         "skipped": dataset.skipped,
@@ -74,14 +78,29 @@ def describe(dataset: Dataset, class_names: dict[int, str], image_shape: int) ->
         "sizes": {f"{width} x {height}": count for (width, height), count in sizes.most_common()},
         "objects_per_image": [min(counts), float(np.median(counts)), max(counts)] if counts else None,
         "classes": [
-            {"class_id": each, "name": class_names.get(each), "objects": objects[each], "images": with_class[each]}
+            {
+                "class_id": each,
+                "name": class_names.get(each),
+                "objects": objects[each],
+                "images": with_class[each],
+                "side": round(sides[each] * image_shape, 1) if each in sides else None,
+            }
             for each in sorted(objects.keys() | class_names.keys())
         ],
         "boxes": _describe_boxes(boxes, image_shape),
     }
 
 
-def _describe_boxes(boxes: np.ndarray[Any, np.dtype[np.float32]], image_shape: int) -> list[dict[str, Any]]:
+def _median_sides(boxes: Boxes, classes: NDArray[np.int64]) -> dict[int, float]:
+    """By class the median size of its boxes: the square root of the area, as a fraction of the image's."""
+    sides = np.sqrt(area(boxes))
+    order = np.argsort(classes, kind="stable")
+    identities, starts = np.unique(classes[order], return_index=True)
+    parts = np.split(sides[order], starts[1:])
+    return {int(each): float(np.median(part)) for each, part in zip(identities, parts, strict=False)}
+
+
+def _describe_boxes(boxes: Boxes, image_shape: int) -> list[dict[str, Any]]:
     """For each size of anchors, in pixels of the network's input, the boxes that are nearest to it.
 
     A box's size is the square root of its area, and the nearest is by ratio. `smaller` counts boxes of less than half
@@ -107,6 +126,38 @@ def report(channels: dict[str, Any], duplicates: int, findings: Findings) -> dic
         "images_in_both_channels": duplicates,
         "faults": [_as_json(each) for each in findings.faults],
         "warnings": [_as_json(each) for each in findings.warnings],
+    }
+
+
+def summary(report: dict[str, Any]) -> dict[str, Any]:
+    """What a report says, without what grows with the number of images.
+
+    Returns
+    -------
+    dict
+        Of each channel its figures, with the commonest sizes only, `side`: the median of the images' mean of width and
+        height, and `classes` by id; `images_in_both_channels`; `warnings`: rule, count and first message of each.
+    """
+    warnings = Counter(each["rule"] for each in report["warnings"])
+    first = {each["rule"]: each["message"] for each in reversed(report["warnings"])}
+    channels = {}
+    for name, figures in report["channels"].items():
+        kept = {key: each for key, each in figures.items() if key not in ("sizes", "classes", "boxes")}
+        sizes: dict[str, int] = figures["sizes"]
+        sides = [sum(map(int, size.split(" x "))) / 2 for size in sizes]
+        classes = {
+            str(each["class_id"]): {key: each[key] for key in each if key != "class_id"} for each in figures["classes"]
+        }
+        channels[name] = kept | {
+            "sizes": dict(list(sizes.items())[:_LISTED_SIZES]),
+            "different_sizes": len(sizes),
+            "side": float(np.median(np.repeat(sides, list(sizes.values())))) if sizes else None,
+            "classes": classes,
+        }
+    return {
+        **channels,
+        "images_in_both_channels": report["images_in_both_channels"],
+        "warnings": [{"rule": rule, "count": count, "first": first[rule]} for rule, count in warnings.items()],
     }
 
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 
+from ssd_algo.data.draw import Mark, colour, draw
 from ssd_algo.data.images import NotAnImage, Pixels
 from ssd_algo.data.loader import augmented, decoded
 from ssd_algo.data.samples import Sample
@@ -37,13 +37,10 @@ def _drawn(sample: Sample, class_names: dict[int, str], side: int, generator: np
         square, boxes, classes = augmented(sample, side, generator, decoded)
     except NotAnImage as error:
         raise UserError(f"{sample.name}: {error}; replace or remove the image.") from error
-    square = np.ascontiguousarray(square)
-    for box, identity in zip(boxes, classes, strict=True):
-        left, top, right, bottom = (round(float(each)) for each in box)
-        hue = np.asarray([[[int(identity) * 67 % 180, 255, 255]]], dtype=np.uint8)  # classes next to each other differ
-        colour = [int(each) for each in cv2.cvtColor(hue, cv2.COLOR_HSV2RGB)[0, 0]]
-        cv2.rectangle(square, (left, top), (right - 1, bottom - 1), colour, 1)
-        name = class_names.get(int(identity), str(identity))
-        cv2.putText(square, name, (left + 2, top + 11), cv2.FONT_HERSHEY_SIMPLEX, 0.4, colour, 1, cv2.LINE_AA)
-    cv2.rectangle(square, (0, 0), (side - 1, side - 1), (0, 0, 0), 1)
+    marks = [
+        Mark(box, colour(int(identity)), class_names.get(int(identity), str(identity)))
+        for box, identity in zip(boxes, classes, strict=True)
+    ]
+    square = draw(square, marks)
+    square[[0, -1]] = square[:, [0, -1]] = 0
     return square

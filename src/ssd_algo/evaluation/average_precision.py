@@ -5,53 +5,29 @@ enough to matter.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ssd_algo.data.boxes import Boxes
+from ssd_algo.evaluation.matching import (
+    Bools,
+    Floats,
+    Found,
+    Objects,
+    Pairs,
+    Scored,
+    Truth,
+    match,
+    overlapping,
+    place_in_run,
+)
 
 COCO_IOUS = np.linspace(0.5, 0.95, 10)
 # Squares of sides in pixels of the original image, between which an object counts as of this size.
 COCO_AREAS = {"all": (0.0, 1e10), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
 COCO_DETECTIONS = 100  # of one class in an image
 _RECALLS = np.linspace(0, 1, 101)
-
-_PAIRS_AT_ONCE = 2_000_000
-
-Floats = NDArray[np.float64]
-Indices = NDArray[np.int64]
-Bools = NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Truth:
-    """Objects of an image: boxes (R, 4), classes int64 (R,), and what kinds neither count nor cost.
-
-    Attributes
-    ----------
-    difficult : bool (R,)
-        As in PASCAL VOC.
-    crowd : bool (R,) or None for none
-        As in COCO, where its box is one around many objects: any number of detections may lie in it.
-    """
-
-    boxes: Boxes
-    classes: NDArray[np.int64]
-    difficult: NDArray[np.bool_]
-    crowd: NDArray[np.bool_] | None = None
-
-
-@dataclass(frozen=True)
-class Scored:
-    """Detections of an image: boxes (K, 4) in the truth's unit, scores (K,), classes int64 (K,)."""
-
-    boxes: Boxes
-    scores: NDArray[np.float32]
-    classes: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -101,26 +77,18 @@ def voc(truths: Sequence[Truth], detections: Sequence[Scored], iou_threshold: fl
     dict
         For each class that has an object or a detection that counts; 0 for one with detections only.
     """
-    objects, found = _Objects(truths), _Found(detections)
-    pairs = _overlapping(objects, found, iou_threshold)
-    pairs = pairs.of(pairs.iou > iou_threshold)
-    # Of each detection the pair with the highest IoU, the first of equals; a crowd only where there is no other.
-    order = np.lexsort((-pairs.iou, objects.crowd[pairs.object], pairs.detection))
-    best = pairs.of(order[np.unique(pairs.detection[order], return_index=True)[1]])
-    ignored = objects.difficult | objects.crowd
-    counted, right = np.ones(len(found.scores), dtype=bool), np.zeros(len(found.scores), dtype=bool)
-    counted[best.detection[ignored[best.object]]] = False
-    best = best.of(~ignored[best.object])
-    # The detections of an image and class are best first, so the first of an object's is the one that takes it.
-    right[best.detection[np.unique(best.object, return_index=True)[1]]] = True
+    objects, found = Objects(truths), Found(detections)
+    matches, ignored = match(objects, found, iou_threshold), objects.ignored
     scores = {}
     for identity in np.union1d(objects.classes, found.classes):
-        mine = np.flatnonzero((found.classes == identity) & counted)
+        mine = np.flatnonzero((found.classes == identity) & matches.counted)
         mine = mine[np.argsort(-found.scores[mine], kind="stable")]
         present = int(((objects.classes == identity) & ~ignored).sum())
         if present or len(mine):
             scores[int(identity)] = VocScore(
-                area_under_curve(right[mine], present), eleven_point_average(right[mine], present), present
+                area_under_curve(matches.right[mine], present),
+                eleven_point_average(matches.right[mine], present),
+                present,
             )
     return scores
 
@@ -137,7 +105,7 @@ def area_under_curve(right: Bools, objects: int) -> float:
     """
     if objects == 0 or not len(right):
         return 0.0
-    return float(_interpolated(right)[right].sum() / objects)
+    return float(interpolated(right)[right].sum() / objects)
 
 
 def eleven_point_average(right: Bools, objects: int) -> float:
@@ -147,10 +115,11 @@ def eleven_point_average(right: Bools, objects: int) -> float:
     # Tenths of the objects that must have been found, as integers: recalls as floats miss a point by rounding.
     hits, needed = np.cumsum(right), -(-np.arange(11) * objects // 10)
     place = np.searchsorted(hits, needed)
-    return float(np.append(_interpolated(right), 0.0)[place].mean())
+    return float(np.append(interpolated(right), 0.0)[place].mean())
 
 
-def _interpolated(right: Bools) -> Floats:
+def interpolated(right: Bools) -> Floats:
+    """Of detections in descending order of score, the highest precision at each one's recall or any higher."""
     precision = np.cumsum(right) / np.arange(1, len(right) + 1)
     interpolated: Floats = np.maximum.accumulate(precision[::-1])[::-1]
     return interpolated
@@ -164,11 +133,11 @@ def coco(truths: Sequence[Truth], detections: Sequence[Scored]) -> CocoScore:
     truths, detections : one for each image, in the same order
         Boxes in pixels of the original image, as their sizes matter. Difficult objects neither count nor cost.
     """
-    objects, found = _Objects(truths), _Found(detections, COCO_DETECTIONS)
+    objects, found = Objects(truths), Found(detections, COCO_DETECTIONS)
     limits = np.asarray(list(COCO_AREAS.values()))
     outside = (objects.area[:, None] < limits[:, 0]) | (objects.area[:, None] > limits[:, 1])
-    ignored = outside | (objects.difficult | objects.crowd)[:, None]
-    matched, ignored_match = _match_coco(_overlapping(objects, found, COCO_IOUS[0]), objects, found, ignored)
+    ignored = outside | objects.ignored[:, None]
+    matched, ignored_match = _match_coco(overlapping(objects, found, COCO_IOUS[0]), objects, found, ignored)
     outside = (found.area[:, None] < limits[:, 0]) | (found.area[:, None] > limits[:, 1])
     counted = ~np.where(matched, ignored_match, outside[:, :, None])
     classes = np.unique(objects.classes)
@@ -207,88 +176,7 @@ def _mean(values: Floats) -> float | None:
     return float(known.mean()) if known.size else None
 
 
-class _Objects:
-    """The objects of all images in one row each, those of an image and class together and in their order."""
-
-    def __init__(self, truths: Sequence[Truth]) -> None:
-        image = np.repeat(np.arange(len(truths)), [len(each.classes) for each in truths])
-        classes = _joined([each.classes for each in truths], np.int64)
-        order = np.lexsort((classes, image))
-        self.image, self.classes = image[order], classes[order]
-        self.boxes = _joined([each.boxes for each in truths], np.float64, 4)[order]
-        self.difficult = _joined([each.difficult for each in truths], bool)[order]
-        crowds = [np.zeros(len(each.classes), dtype=bool) if each.crowd is None else each.crowd for each in truths]
-        self.crowd = _joined(crowds, bool)[order]
-        self.area = _area(self.boxes)
-
-
-class _Found:
-    """The detections of all images in one row each, those of an image and class together and best first."""
-
-    def __init__(self, detections: Sequence[Scored], most: int | None = None) -> None:
-        image = np.repeat(np.arange(len(detections)), [len(each.classes) for each in detections])
-        classes = _joined([each.classes for each in detections], np.int64)
-        scores = _joined([each.scores for each in detections], np.float64)
-        order = np.lexsort((-scores, classes, image))
-        if most is not None:
-            order = order[_place_in_run(image[order], classes[order]) < most]
-        self.image, self.classes, self.scores = image[order], classes[order], scores[order]
-        self.boxes = _joined([each.boxes for each in detections], np.float64, 4)[order]
-        self.area = _area(self.boxes)
-
-
-@dataclass(frozen=True)
-class _Pairs:
-    """Detections and objects, as rows of `_Found` and `_Objects`, with their IoU; in the order of the detections."""
-
-    detection: Indices
-    object: Indices
-    iou: Floats
-
-    def of(self, chosen: Indices | Bools) -> "_Pairs":
-        return _Pairs(self.detection[chosen], self.object[chosen], self.iou[chosen])
-
-
-def _overlapping(objects: _Objects, found: _Found, least: float) -> _Pairs:
-    """The pairs of the same image and class with an IoU of at least `least`."""
-    parts = list(_parts(objects, found, least))
-    return _Pairs(
-        _joined([each.detection for each in parts], np.int64),
-        _joined([each.object for each in parts], np.int64),
-        _joined([each.iou for each in parts], np.float64),
-    )
-
-
-def _parts(objects: _Objects, found: _Found, least: float) -> Iterator[_Pairs]:
-    """The same a part of the detections at a time, as there may be many pairs."""
-    width = 1 + max(objects.classes.max(initial=0), found.classes.max(initial=0))
-    keys, first, count = np.unique(objects.image * width + objects.classes, return_index=True, return_counts=True)
-    if not len(keys):
-        return
-    wanted = found.image * width + found.classes
-    run = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    partners = np.where(keys[run] == wanted, count[run], 0)
-    before = np.concatenate([[0], np.cumsum(partners)])
-    start = 0
-    while start < len(partners):
-        end = max(start + 1, int(np.searchsorted(before, before[start] + _PAIRS_AT_ONCE, side="right")) - 1)
-        detection = np.repeat(np.arange(start, end), partners[start:end])
-        ordinal = np.arange(len(detection)) - np.repeat(before[start:end] - before[start], partners[start:end])
-        pairs = _with_iou(objects, found, detection, first[run[detection]] + ordinal)
-        yield pairs.of(pairs.iou >= least)
-        start = end
-
-
-def _with_iou(objects: _Objects, found: _Found, detection: Indices, partner: Indices) -> _Pairs:
-    """With a crowd it is the share of the detection that lies in it, as in COCO."""
-    one, other = found.boxes[detection], objects.boxes[partner]
-    sides = np.minimum(one[:, 2:], other[:, 2:]) - np.maximum(one[:, :2], other[:, :2])
-    shared = np.maximum(sides, 0).prod(axis=1)
-    union = np.where(objects.crowd[partner], 0, objects.area[partner] - shared) + found.area[detection]
-    return _Pairs(detection, partner, np.divide(shared, union, out=np.zeros_like(shared), where=union > 0))
-
-
-def _match_coco(pairs: _Pairs, objects: _Objects, found: _Found, ignored: Bools) -> tuple[Bools, Bools]:
+def _match_coco(pairs: Pairs, objects: Objects, found: Found, ignored: Bools) -> tuple[Bools, Bools]:
     """For each detection, area and IoU, whether it has an object, and whether that one is ignored: (K, areas, T).
 
     Of an image and class the best detection chooses first: among the objects that are left the one with the highest IoU
@@ -298,10 +186,10 @@ def _match_coco(pairs: _Pairs, objects: _Objects, found: _Found, ignored: Bools)
     matched = np.zeros((len(found.scores), *shape), dtype=bool)
     ignored_match = np.zeros_like(matched)
     taken = np.zeros((len(objects.classes), *shape), dtype=bool)
-    reusable = objects.crowd | objects.difficult
+    reusable = objects.ignored
     # One turn for the first detection of every image and class, one for the second ...
     choosing, first_pair = np.unique(pairs.detection, return_index=True)
-    turn_of = _place_in_run(found.image[choosing], found.classes[choosing])
+    turn_of = place_in_run(found.image[choosing], found.classes[choosing])
     turns = np.repeat(turn_of, np.diff(np.append(first_pair, len(pairs.detection))))
     by_turn = np.argsort(turns, kind="stable")
     ends = np.searchsorted(turns[by_turn], np.arange(turns.max(initial=-1) + 2))
@@ -319,24 +207,3 @@ def _match_coco(pairs: _Pairs, objects: _Objects, found: _Found, ignored: Bools)
         matched[detection[which], area, iou] = taken[partner, area, iou] = True
         ignored_match[detection[which], area, iou] = ignored[partner, area]
     return matched, ignored_match
-
-
-def _place_in_run(*columns: Indices) -> Indices:
-    """For each row its place, from 0, among the rows around it that are equal in these columns."""
-    count = len(columns[0])
-    if not count:
-        return np.zeros(0, dtype=np.int64)
-    new: Bools = np.concatenate([[True], np.any([np.diff(column) != 0 for column in columns], axis=0)])
-    starts = np.flatnonzero(new)
-    places: Indices = np.arange(count) - np.repeat(starts, np.diff(np.append(starts, count)))
-    return places
-
-
-def _joined(parts: Sequence[NDArray[Any]], dtype: type, width: int | None = None) -> NDArray[Any]:
-    shape = (0,) if width is None else (0, width)
-    return np.concatenate([np.zeros(shape, dtype=dtype), *parts]).astype(dtype, copy=False)
-
-
-def _area(boxes: Floats) -> Floats:
-    area: Floats = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
-    return area

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -12,16 +13,21 @@ from ssd_algo.data.loader import Batch
 from ssd_algo.data.samples import Sample
 from ssd_algo.evaluation.average_precision import (
     CocoScore,
-    Scored,
-    Truth,
     VocScore,
     coco,
     mean_average_precision,
     voc,
 )
+from ssd_algo.evaluation.matching import Scored, Truth
 from ssd_algo.inference.predictor import Detections, Predictor
 
 Compared = tuple[Truth, Scored]
+
+DEFINITION = (
+    "mAP: mean over the classes with objects of the area under the interpolated precision-recall curve at IoU above "
+    "overlap_threshold, every image counted once (PASCAL VOC 2010); coco: as pycocotools computes it, crowds taken as "
+    "difficult objects"
+)
 
 _BATCHES_AT_ONCE = 2  # whose predictions are in memory
 
@@ -87,3 +93,24 @@ def score(compared: Sequence[Compared], iou_threshold: float) -> Score:
         coco(truths, scored),
         {int(identity): int(count) for identity, count in zip(identities, counts, strict=True)},
     )
+
+
+def describe(score: Score, class_names: dict[int, str]) -> dict[str, Any]:
+    """A score as JSON; classes by their id."""
+    summary = asdict(score.coco)
+    coco_by_class = summary.pop("by_class")
+    return {
+        "mAP": score.mean,
+        "mAP_11_points": float(np.mean([each.eleven_points for each in score.voc.values() if each.objects] or [0.0])),
+        "coco": summary,
+        "classes": {
+            str(identity): {
+                "name": class_names.get(identity, str(identity)),
+                "objects": score.objects.get(identity, 0),
+                "AP": each.area,
+                "AP_11_points": each.eleven_points,
+                "coco_AP": coco_by_class.get(identity),
+            }
+            for identity, each in score.voc.items()
+        },
+    }

@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ssd_algo.contract import gpus, log_lines
 from ssd_algo.contract.container import (
@@ -29,7 +29,7 @@ from ssd_algo.data.spool import Spool
 from ssd_algo.data.stream_loader import StreamLoader
 from ssd_algo.errors import AlgorithmError, UserError
 from ssd_algo.model import pretrained
-from ssd_algo.training import agreement, checkpoint, data, parameter_server
+from ssd_algo.training import agreement, checkpoint, data, history, parameter_server
 from ssd_algo.training.peers import Lost, Peers
 from ssd_algo.training.stopping import STOPPED_BEFORE_FIRST_STEP, Stop
 
@@ -122,7 +122,7 @@ def run(container: Container, stop: Stop, peers: Peers) -> None:
     channels = container.channels()
     weights = file_of_weights(container, channels, hyperparameters)
     logger.info(log_lines.number_of_gpus(found))
-    training_data = read_data(container, channels, hyperparameters)
+    training_data, checked = read_data(container, channels, hyperparameters)
     count = images_to_train_on(training_data, hyperparameters)
     logger.info("Training on %d images, validating on %d.", count, len(training_data.validation.samples))
     training_data = agreement.agree(peers, configuration, training_data, channels)
@@ -148,7 +148,9 @@ def run(container: Container, stop: Stop, peers: Peers) -> None:
                 model_directory=container.model_directory,
                 packed_model=None if container.on_platform or not peers.is_chief else container.packed_model,
                 checkpoint_directory=directory,
-                write_metrics=functools.partial(container.write_output, "metrics.json"),
+                write_metrics=functools.partial(write_metrics, container),
+                write_report=functools.partial(container.write_text, "report.html"),
+                checked=checked,
                 started=started,
                 peers=peers,
             )
@@ -157,6 +159,12 @@ def run(container: Container, stop: Stop, peers: Peers) -> None:
         if _has_no_memory(error):
             raise too_large(hyperparameters, len(found)) from error
         raise
+
+
+def write_metrics(container: Container, document: dict[str, Any]) -> Path:
+    """Leave metrics.json, and its epochs as history.csv; returns the path of the first."""
+    container.write_text("history.csv", history.as_csv(document["epochs"]))
+    return container.write_output("metrics.json", document)
 
 
 def _never() -> None:
@@ -294,8 +302,8 @@ def file_of_weights(
 
 def read_data(
     container: Container, channels: dict[str, Channel], hyperparameters: Hyperparameters
-) -> data.TrainingData:
-    """Read and check the job's channels; what was found goes to the log and to data_check.json.
+) -> tuple[data.TrainingData, dict[str, Any]]:
+    """Read and check the job's channels; what was found goes to the log and to data_check.json, and is returned.
 
     Raises
     ------
@@ -313,7 +321,7 @@ def read_data(
     for fault in findings.faults:
         logger.error("%s", fault)
     findings.raise_faults()
-    return training_data
+    return training_data, report
 
 
 def classify(error: Exception) -> UserError | AlgorithmError:

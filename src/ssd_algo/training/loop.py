@@ -23,7 +23,7 @@ from ssd_algo.inference.predictor import Predictor
 from ssd_algo.model import artifact
 from ssd_algo.model.export import deploy_symbol
 from ssd_algo.model.network import Network
-from ssd_algo.training import cluster, resume, schedule
+from ssd_algo.training import cluster, report, resume, schedule
 from ssd_algo.training.checkpoint import Checkpoint, Checkpoints, from_arrays, to_arrays
 from ssd_algo.training.data import TrainingData
 from ssd_algo.training.export import export
@@ -55,7 +55,11 @@ class Job:
         Where to pack the model when all is done; None where the platform does it.
     checkpoint_directory : Path or None
     write_metrics : callable
-        Leaves metrics.json among the output.
+        Leaves metrics.json, and history.csv, among the output.
+    write_report : callable
+        Leaves report.html there.
+    checked : dict
+        What data_check.json says.
     started : float
         When the job began, seconds since 1970.
     peers : Peers
@@ -71,6 +75,8 @@ class Job:
     packed_model: Path | None
     checkpoint_directory: Path | None
     write_metrics: Callable[[dict[str, Any]], Path]
+    write_report: Callable[[str], Path]
+    checked: dict[str, Any]
     started: float
     peers: Peers
 
@@ -176,25 +182,36 @@ def train(job: Job, loader: Loader | StreamLoader, validation_loader: Loader, st
                 _train_epochs(run)
                 validation.finish()
                 _keep_unvalidated(run)
-                stopped = False
+                last_words = None
             except Stopped:
                 validation.finish()
-                _leave_model(run)
-                stopped = True
+                last_words = _leave_model(run)
             except Exception as error:
                 if job.peers.size > 1:
                     job.peers.fail(error)  # at once: threads of this host may wait for others, and others for this one
                 raise
             checkpoints.finish()
     job.peers.leave(trainer.close)
-    if job.peers.is_chief and save.done:
-        served = {} if stopped else export(job.model_directory, hp, job.data, stop)
-        if served:
-            validation.add_to_metrics("served", served)
-        if job.packed_model is not None:
-            artifact.pack(job.model_directory, job.packed_model)
-    if not stopped:
+    _leave_results(run, ready, last_words is not None)
+    if last_words is None:
         _tell_end(run, ready)
+    else:
+        logger.warning(last_words)
+
+
+def _leave_results(run: Run, ready: float, stopped: bool) -> None:
+    """What the chief, with a model, leaves beside it: networks for serving, the archive, the report."""
+    job, validation, stop = run.job, run.validation, run.stop
+    if not job.peers.is_chief or not run.save.done:
+        return
+    begun = time.time()
+    served = {} if stopped else export(job.model_directory, job.hyperparameters, job.data, stop)
+    if served:
+        validation.add_to_metrics({"served": served})
+    seconds = {"setup_seconds": ready - job.started, "served_seconds": time.time() - begun}
+    if job.packed_model is not None:
+        artifact.pack(job.model_directory, job.packed_model)
+    report.leave(job, validation, stop, seconds)
 
 
 def _about_checkpoints(job: Job, directory: Path | None) -> str:
@@ -255,7 +272,7 @@ def _train_epochs(run: Run) -> None:
         logger.info(log_lines.waited(run.loader.waited / result.seconds))
         _log_epoch(job, epoch, result)
         turn = (epoch + 1) % hp.validate_every == 0 or epoch + 1 == hp.epochs
-        run.validation.close_epoch(epoch, result, trainer, turn)
+        run.validation.close_epoch(epoch, result, trainer, turn, run.loader.waited)
         logger.info(log_lines.progress(job.host, epoch + 1, hp.epochs))
         seen = {"Total Records Seen": result.examples * (epoch + 1), "Records Since Last Reset": result.examples}
         _print_metrics(job, begun, seen, epoch=epoch, Meta="training_data_iter")
@@ -351,19 +368,19 @@ class Together:
             raise Stopped
 
 
-def _leave_model(run: Run) -> None:
-    """Of a job that is stopped: the best model so far, else the weights as they are."""
+def _leave_model(run: Run) -> str:
+    """Of a job that is stopped: the best model so far, else the weights as they are; returns what to say at the end."""
     so_far, best = run.trainer.so_far, run.validation.best()
     where = f"Stopped by SIGTERM in epoch {so_far.epoch} after batch {so_far.batches}"
     if not run.job.peers.is_chief:
-        logger.warning("%s; the model is with %s.", where, run.job.peers.names[0])
-    elif best is not None:
-        logger.warning("%s; the model is the best so far: validation mAP %.4f at epoch %d.", where, *best)
-    elif so_far.epoch == so_far.batches == 0:
-        logger.warning(STOPPED_BEFORE_FIRST_STEP)
-    else:
-        run.save(finite(run.trainer.values(), so_far.epoch, run.trainer.learning_rate))
-        logger.warning("%s; the model is the weights as they are, as there was no validation yet.", where)
+        return f"{where}; the model is with {run.job.peers.names[0]}."
+    if best is not None:
+        score, epoch = best
+        return f"{where}; the model is the best so far: validation mAP {score:.4f} at epoch {epoch}."
+    if so_far.epoch == so_far.batches == 0:
+        return STOPPED_BEFORE_FIRST_STEP
+    run.save(finite(run.trainer.values(), so_far.epoch, run.trainer.learning_rate))
+    return f"{where}; the model is the weights as they are, as there was no validation yet."
 
 
 def _keep_unvalidated(run: Run) -> None:

@@ -1,6 +1,7 @@
 """SIGTERM: how the platform announces that a job is stopped or its spot instance taken."""
 
 import logging
+import math
 import os
 import signal
 import sys
@@ -35,7 +36,7 @@ class Stop:
     def __init__(self) -> None:
         self.requested = False
         self.before_giving_up: Callable[[], object] = bool
-        self._deferred = False
+        self._deferred, self._since = False, math.inf
 
     def listen(self) -> None:
         """Take SIGTERM from now on; as process 1 of a container it would else have no effect."""
@@ -65,8 +66,12 @@ class Stop:
         if self.requested:
             raise Stopped
 
+    def seconds_left(self) -> float:
+        """Until the process is ended; infinite without a signal."""
+        return self._since + _PATIENCE - time.monotonic()
+
     def _request(self, *_: object) -> None:
-        self.requested = True
+        self.requested, self._since = True, min(self._since, time.monotonic())
         if not self._deferred:
             sys.exit(0)
 

@@ -17,20 +17,15 @@ from ssd_algo.contract.container import available_cpus
 from ssd_algo.contract.hyperparameters import Hyperparameters
 from ssd_algo.data.labels import Dataset
 from ssd_algo.data.loader import Batch, Loader
-from ssd_algo.evaluation.average_precision import Scored, Truth
-from ssd_algo.evaluation.evaluate import Compared, Score, compare, detect, score
+from ssd_algo.data.samples import Sample
+from ssd_algo.evaluation.evaluate import DEFINITION, Compared, Score, compare, describe, detect, score
+from ssd_algo.evaluation.matching import Scored, Truth
 from ssd_algo.inference.predictor import Detections, Predictor
 from ssd_algo.training.peers import Peers
 from ssd_algo.training.stopping import Stop
 from ssd_algo.training.trainer import EpochResult, Trainer, below, diverged
 
 logger = logging.getLogger(__name__)
-
-DEFINITION = (
-    "mAP: mean over the classes with objects of the area under the interpolated precision-recall curve at IoU above "
-    "overlap_threshold, every image counted once (PASCAL VOC 2010); coco: as pycocotools computes it, crowds taken as "
-    "difficult objects"
-)
 
 
 @dataclass(frozen=True)
@@ -39,6 +34,10 @@ class Candidate:
 
     values: dict[str, NDArray[np.float32]]
     detections: list[Future[Detections] | None]
+
+
+# An image's number, where it is one of this host's, what is in it and what is detected.
+Kept = tuple[int | None, Compared]
 
 
 class Validation:
@@ -85,6 +84,7 @@ class Validation:
         self._best: dict[str, Any] | None = None
         self._best_values: dict[str, NDArray[np.float32]] = {}
         self._more: dict[str, Any] = {}
+        self._kept: list[Kept] = []  # what the best model detects
         self._since, self._waited = time.time(), 0.0  # the last validation's end, and waiting for its score
 
     def __enter__(self) -> "Validation":
@@ -94,8 +94,13 @@ class Validation:
         self._scoring.shutdown()
         self._threads.shutdown()
 
-    def close_epoch(self, epoch: int, result: EpochResult, trainer: Trainer, validated: bool) -> None:
+    def close_epoch(self, epoch: int, result: EpochResult, trainer: Trainer, validated: bool, waited: float) -> None:
         """Validate if it is the epoch's turn, and record it; returns after the forward pass.
+
+        Parameters
+        ----------
+        waited : float
+            Seconds of the epoch in which steps waited for images.
 
         Raises
         ------
@@ -118,6 +123,7 @@ class Validation:
         entry = asdict(result) | {
             "epoch": epoch,
             "learning_rate": trainer.learning_rate,
+            "waited_seconds": waited,
             "validation_seconds": time.time() - started,
         }
         self._closed = self._scoring.submit(self._close, epoch, entry, candidates)
@@ -179,21 +185,22 @@ class Validation:
             return
         if candidates:
             threshold = self._hyperparameters.overlap_threshold
-            scores = {kind: score(each, threshold) for kind, each in compared.items()}
+            scores = {kind: score([pair for _, pair in each], threshold) for kind, each in compared.items()}
             kind = max(scores, key=lambda each: scores[each].mean)
             self._log(epoch, scores, kind)
             if self._best is None or scores[kind].mean > self._best["mAP"]:
                 logger.info(log_lines.best_model(scores[kind].mean))
                 logger.info(log_lines.saved(str(self._save(candidates[kind].values))))
                 self._best_values = candidates[kind].values
+                self._kept = [(number, compact(pair)) for number, pair in compared[kind]]
                 self._best = {"epoch": epoch, "mAP": scores[kind].mean, "weights": kind}
             self._scores.append(scores[kind].mean)
             others = {f"mAP_of_{each}_weights": scores[each].mean for each in scores}
-            entry = entry | {"validation": self._described(scores[kind]) | {"weights": kind} | others}
+            entry = entry | {"validation": describe(scores[kind], self._names) | {"weights": kind} | others}
         self._epochs.append(entry)
         self._tell()
 
-    def _compared(self, tag: str, detections: Sequence[Future[Detections] | None]) -> list[Compared]:
+    def _compared(self, tag: str, detections: Sequence[Future[Detections] | None]) -> list[Kept]:
         """All images of all hosts in the order of one host; images without detections, as None says, are left out."""
         order = self._loader.order(0)
         own = {
@@ -202,22 +209,34 @@ class Validation:
             if future is not None
         }
         if self._peers.size == 1:
-            return list(own.values())
+            return list(own.items())
         hosts = [unpacked(each) for each in self._peers.gather(tag, packed(own))]
         # Stable: where numbers are those of each host's own images, hosts follow each other by rank.
-        numbered = [item for each in hosts for item in each.items()]
-        return [each for _, each in sorted(numbered, key=lambda item: item[0])]
+        numbered = [(number, rank, pair) for rank, each in enumerate(hosts) for number, pair in each.items()]
+        numbered.sort(key=lambda item: item[0])
+        return [(number if rank == self._peers.rank else None, pair) for number, rank, pair in numbered]
 
-    def add_to_metrics(self, name: str, document: dict[str, Any]) -> None:
+    def kept(self) -> tuple[list[Compared], list[Sample | None]]:
+        """What the best model detects, and the images; of several hosts this one's images only, None for others'.
+
+        Empty before the first score, and where the best model was found before an interruption.
+        """
+        samples = [None if number is None else self._dataset.samples[number] for number, _ in self._kept]
+        return [pair for _, pair in self._kept], samples
+
+    def add_to_metrics(self, documents: dict[str, Any]) -> None:
         """Let metrics.json also say this."""
-        self._more[name] = document
+        self._more |= documents
         self._tell()
+
+    def metrics(self) -> dict[str, Any]:
+        """What metrics.json says."""
+        return {"definition": DEFINITION, "best": self._best, "epochs": self._epochs} | self._more
 
     def _tell(self) -> None:
         """Write metrics.json."""
-        document = {"definition": DEFINITION, "best": self._best, "epochs": self._epochs} | self._more
         try:
-            self._write_metrics(document)
+            self._write_metrics(self.metrics())
         except OSError as error:
             logger.warning("metrics.json cannot be written (%s).", error)
 
@@ -233,26 +252,11 @@ class Validation:
         by_class = (f"{self._names.get(each, each)} {value.area:.3f}" for each, value in chosen.voc.items())
         logger.info("Average precision by class: %s", ", ".join(by_class))
 
-    def _described(self, chosen: Score) -> dict[str, Any]:
-        summary = asdict(chosen.coco)
-        coco_by_class = summary.pop("by_class")
-        return {
-            "mAP": chosen.mean,
-            "mAP_11_points": float(
-                np.mean([each.eleven_points for each in chosen.voc.values() if each.objects] or [0.0])
-            ),
-            "coco": summary,
-            "classes": {
-                str(identity): {
-                    "name": self._names.get(identity, str(identity)),
-                    "objects": chosen.objects.get(identity, 0),
-                    "AP": each.area,
-                    "AP_11_points": each.eleven_points,
-                    "coco_AP": coco_by_class.get(identity),
-                }
-                for identity, each in chosen.voc.items()
-            },
-        }
+
+def compact(pair: Compared) -> Compared:
+    """The same in less memory, as thousands of images with hundreds of detections each are kept."""
+    truth, scored = pair
+    return truth, Scored(scored.boxes.astype(np.float32), scored.scores, scored.classes)
 
 
 def packed(compared: Mapping[int, Compared]) -> bytes:

@@ -1,0 +1,42 @@
+"""Boxes over an image."""
+
+import numpy as np
+
+from ssd_algo.data.draw import WHITE, Mark, colour, draw
+
+
+def test_classes_next_to_each_other_differ_and_take_black_letters() -> None:
+    colours = np.asarray([colour(identity) for identity in range(20)], dtype=np.float64)
+    distances = np.linalg.norm(colours[:, None] - colours[None], axis=2) + 1000 * np.eye(20)
+    assert distances.min() > 20
+    assert np.linalg.norm(np.diff(colours, axis=0), axis=1).min() > 90
+    assert (colours @ [0.299, 0.587, 0.114]).min() > 110
+
+
+def test_the_line_is_where_the_box_is() -> None:
+    image = np.full((60, 80, 3), 90, dtype=np.uint8)
+    drawn = draw(image, [Mark([10.2, 20, 50, 40], (255, 0, 0))])
+    red = (drawn == (255, 0, 0)).all(axis=2)
+    rows, columns = np.flatnonzero(red.any(axis=1)), np.flatnonzero(red.any(axis=0))
+    assert (rows[0], rows[-1], columns[0], columns[-1]) == (20, 39, 10, 49)
+    assert not red[25:35, 15:45].any()
+    assert (image == 90).all()
+
+
+def test_labels_stay_in_the_image_and_off_each_other() -> None:
+    image = np.zeros((100, 120, 3), dtype=np.uint8)
+    marks = [
+        Mark([0, 0, 20, 20], WHITE, "Straße"),
+        Mark([2, 2, 22, 22], (255, 255, 0), "два"),
+        Mark([110, 90, 300, 99], WHITE, "out"),
+    ]
+    drawn = draw(image, marks)
+    assert drawn.shape == image.shape
+    plates = [(drawn == each).all(axis=2).sum() for each in ((255, 255, 255), (255, 255, 0))]
+    assert min(plates) > 100
+
+
+def test_a_broken_line_is_broken() -> None:
+    drawn = draw(np.zeros((60, 80, 3), dtype=np.uint8), [Mark([10, 10, 70, 50], WHITE, dashed=True)])
+    top = (drawn[10] == 255).all(axis=1)
+    assert 0 < top.sum() < 50
