@@ -109,7 +109,9 @@ def test_images(trained: Job) -> None:
     assert (trained.error, trained.exit_codes) == ("", [0])
     assert_metrics(trained.log)
     assert archive_names(trained.output / "model.tar.gz") == MODEL
-    assert {"data/metrics.json", "data/data_check.json"} < archive_names(trained.output / "output.tar.gz")
+    assert {"data/report.html", "data/metrics.json", "data/data_check.json"} < archive_names(
+        trained.output / "output.tar.gz"
+    )
 
 
 def test_records(platform: Platform, data: Path) -> None:
