@@ -12,7 +12,7 @@ COMPILE := $(BIN)/uv pip compile -q --python-version 3.11 --generate-hashes --no
 # Where `make sbom` writes.
 SBOM ?= docker
 
-.PHONY: install demo test lint docs bench image test-image lock sbom audit
+.PHONY: install demo test lint docs bench image test-image test-image-with-engine lock sbom audit
 
 install: $(VENV)/.installed
 
@@ -64,16 +64,31 @@ bench: install
 image:
 	docker build --network host --build-arg PROCESSOR=$(PROCESSOR) --build-arg PRETRAINED=$(PRETRAINED) -t $(IMAGE) .
 
-test-image: install
+test-image:
+	@if docker info >/dev/null 2>&1; then $(MAKE) test-image-with-engine; \
+	else echo "No container engine answers: the images are neither built nor tested."; fi
+
+test-image-with-engine: install .venv-sdk2/.installed .venv-sdk3/.installed
 	$(MAKE) image PROCESSOR=cpu PRETRAINED=0 IMAGE=ssd-algo:cpu-test
 	$(MAKE) image PROCESSOR=gpu PRETRAINED=0 IMAGE=ssd-algo:gpu-test
 	SSD_ALGO_IMAGES="ssd-algo:cpu-test ssd-algo:gpu-test" $(BIN)/pytest tests/image
+	SSD_ALGO_IMAGE=ssd-algo:cpu-test .venv-sdk2/bin/pytest tests/sdk --ignore tests/sdk/test_sdk3.py
+	SSD_ALGO_IMAGE=ssd-algo:cpu-test .venv-sdk3/bin/pytest tests/sdk/test_sdk3.py
+
+# The two lines of the SageMaker Python SDK do not go together.
+.venv-sdk%/.installed: tests/sdk/requirements-sdk%.txt
+	$(PYTHON) -m venv .venv-sdk$*
+	.venv-sdk$*/bin/pip install -q --require-hashes -r $<
+	touch $@
 
 lock: install
 	$(COMPILE) --extra cpu --extra dev -o requirements-dev.txt pyproject.toml
 	$(COMPILE) --extra cpu -o docker/requirements-cpu.txt pyproject.toml
 	$(COMPILE) --extra gpu -o docker/requirements-gpu.txt pyproject.toml
 	$(COMPILE) --group pyproject.toml:audit -o requirements-audit.txt
+	# --no-config: the SDK needs what [tool.uv] leaves out of the image.
+	$(COMPILE) --no-config --group pyproject.toml:sdk2 -o tests/sdk/requirements-sdk2.txt
+	$(COMPILE) --no-config --group pyproject.toml:sdk3 -o tests/sdk/requirements-sdk3.txt
 
 # What is in each variant of the image, by its lock. Same lock, same bytes; no network.
 sbom: $(SBOM)/sbom-cpu.json $(SBOM)/sbom-gpu.json

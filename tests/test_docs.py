@@ -51,6 +51,7 @@ ELSEWHERE = {
     r"aws sagemaker create-training-job": "needs an account: tests/test_request.py holds requests against the API",
     r".venv/bin/ssd-algo check .*s3://": "needs a bucket: tests/test_s3.py",
     r'SAGEMAKER_BASE_DIR="\$PWD/host-': "two minutes: tests/test_hosts.py",
+    r"python -m venv notebooks|notebooks/bin/jupyter": "asks the package registry: tests/sdk/test_notebooks.py",
     r"git ": "of the contributor's own copy",
 }
 # What a reader puts in the place of something else; of the pages where it stands.
