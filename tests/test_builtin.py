@@ -5,7 +5,7 @@ import re
 import tarfile
 from pathlib import Path
 
-import builtin
+import builtin_models as builtin
 import mxnet as mx
 import numpy as np
 import pytest

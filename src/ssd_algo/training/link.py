@@ -3,6 +3,7 @@
 A message is two lengths (header 4 bytes, body 8, big-endian), a header in JSON, and a body.
 """
 
+import contextlib
 import json
 import queue
 import socket
@@ -46,6 +47,13 @@ class Link:
         sent = threading.Event()
         self._outgoing.put(sent)
         return sent
+
+    def wait_for_end(self, patience: float) -> None:
+        """Read over what comes until the other host's process ends, or nothing has come for so many seconds."""
+        self.socket.settimeout(patience)
+        with contextlib.suppress(OSError):
+            while self.socket.recv(1 << 12):
+                pass
 
     def receive(self, limit: int | None = None) -> tuple[Header, bytes]:
         """The next message's header and body.
