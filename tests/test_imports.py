@@ -22,6 +22,7 @@ ALLOWED = {
     "training": {"errors", "whole_files", "contract", "data", "model", "inference", "evaluation"},
     "serving": {"errors", "contract", "data", "model", "inference"},
     "demo": {"data"},
+    "cli_channels": {"errors", "contract", "training"},
     "cli_request": {"errors", "contract", "serving"},
     "cli": {
         "errors",
@@ -33,6 +34,7 @@ ALLOWED = {
         "training",
         "serving",
         "demo",
+        "cli_channels",
         "cli_request",
     },
 }

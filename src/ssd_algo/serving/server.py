@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 from flask import Flask
@@ -41,11 +42,17 @@ _SECONDS_TO_SEE_IT = 3  # for which /ping says that the inference thread hangs b
 _M_ARENA_MAX = -8
 
 
-def main() -> int:
-    """Serve until SIGTERM; returns the exit code of a server that did not come up."""
+def main(base: Path | None = None) -> int:
+    """Serve this container's model, or the one in the folder `base`, until SIGTERM.
+
+    Returns
+    -------
+    int
+        The exit code of a server that did not come up.
+    """
     log_lines.configure_logging()
     print(log_lines.entry_point("serve"), flush=True)
-    directory = Container.from_environment().model_directory
+    directory = Container.from_environment(base).model_directory
     try:
         check_temporary_directory()
         settings = Settings.from_environment(os.environ)
