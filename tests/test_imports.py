@@ -23,6 +23,17 @@ ALLOWED = {
     "serving": {"errors", "contract", "data", "model", "inference"},
     "demo": {"data"},
     "cli_channels": {"errors", "contract", "training"},
+    "cli_model": {
+        "errors",
+        "contract",
+        "data",
+        "model",
+        "inference",
+        "evaluation",
+        "training",
+        "serving",
+        "cli_channels",
+    },
     "cli_request": {"errors", "contract", "serving"},
     "cli": {
         "errors",
@@ -35,6 +46,7 @@ ALLOWED = {
         "serving",
         "demo",
         "cli_channels",
+        "cli_model",
         "cli_request",
     },
 }

@@ -9,6 +9,7 @@ import click
 
 from ssd_algo import __version__
 from ssd_algo.cli_channels import given
+from ssd_algo.cli_model import evaluate
 from ssd_algo.cli_request import request
 from ssd_algo.contract.log_lines import print_any_text
 from ssd_algo.data import progress
@@ -40,6 +41,7 @@ def main() -> None:
 
 
 main.add_command(request)
+main.add_command(evaluate)
 
 
 @main.command()

@@ -57,7 +57,7 @@ def main(base: Path | None = None) -> int:
         check_temporary_directory()
         settings = Settings.from_environment(os.environ)
         described = artifact.describe(directory)
-        devices = _usable_gpus()
+        devices = gpus.usable()
         if not devices:
             artifact.check_precision(directory, settings.precision)
         _check_port(settings.port)
@@ -115,21 +115,6 @@ def _allow_connections() -> None:
     """Take as many open files as the system allows: a connection is one."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
-def _usable_gpus() -> int:
-    """How many GPUs MXNet can use; none, with a warning, where it cannot use those of the machine."""
-    if not gpus.mxnet_is_built_for_gpus():
-        return 0
-    try:
-        found = gpus.installed()
-        wrong = gpus.without_code(found)
-    except UserError as error:
-        found, wrong = [], str(error)
-    if wrong:
-        logger.warning("%s The CPU is used.", wrong)
-        return 0
-    return len(found)
 
 
 class Server(BaseApplication):  # type: ignore[misc]
