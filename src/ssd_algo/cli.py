@@ -9,7 +9,7 @@ import click
 
 from ssd_algo import __version__
 from ssd_algo.cli_channels import given
-from ssd_algo.cli_model import evaluate
+from ssd_algo.cli_model import evaluate, predict
 from ssd_algo.cli_request import request
 from ssd_algo.contract.log_lines import print_any_text
 from ssd_algo.data import progress
@@ -40,8 +40,8 @@ def main() -> None:
     print_any_text()
 
 
-main.add_command(request)
-main.add_command(evaluate)
+for command in (evaluate, predict, request):
+    main.add_command(command)
 
 
 @main.command()

@@ -1,8 +1,9 @@
-"""`ssd-algo evaluate`: what a model is worth."""
+"""`ssd-algo evaluate` and `predict`: what a model is worth, and what it finds."""
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,16 @@ from ssd_algo.contract import gpus
 from ssd_algo.contract.container import available_cpus, set_up_mxnet
 from ssd_algo.data import progress
 from ssd_algo.data.findings import Findings, printable
-from ssd_algo.errors import UserError
+from ssd_algo.errors import RequestError, UserError
 
 if TYPE_CHECKING:  # these take a while
+    from ssd_algo.data.images import Pixels
     from ssd_algo.data.labels import Dataset
+    from ssd_algo.inference.predictor import Predictor
     from ssd_algo.model.artifact import Description, Precision
+
+# Given an encoded image, the same decoded, and the least score: detections as annotations.
+_Detect = Callable[[bytes, "Pixels", float], dict[str, Any]]
 
 _MODEL = click.Path(exists=True, path_type=Path)
 _PRECISION = click.option(
@@ -57,18 +63,15 @@ def evaluate(
         artifact.check_precision(directory, precision)
         dataset = _labelled(channel, channels)
         _check_classes(dataset, channel, described, model)
-        set_up_mxnet(one_shape=True)
+        load = _loading(directory, precision)
         from ssd_algo.evaluation import evaluate, report
         from ssd_algo.evaluation.remarks import remarks
-        from ssd_algo.inference import predictor
 
-        devices = 0 if precision == "int8" else gpus.usable()
-        threads = available_cpus()
         pairs = evaluate.detected(
             dataset.samples,
             described.image_shape,
-            lambda: predictor.load(directory, precision, devices, threads),
-            threads,
+            load,
+            available_cpus(),
             len(dataset.samples),
             progress.bar,
         )
@@ -148,6 +151,101 @@ def _table(evaluation: dict[str, Any], channel: str, skipped: int) -> Iterator[s
         columns = [f"{text:>{width}}" for text, width in zip(numbers, (5, 7, 9), strict=True)]
         f1 = _number(each["F1"], 2)
         yield f"  {each['objects']:7d}  {'  '.join(columns)}  {f1:>4}  {printable(each['name'])}"
+
+
+@click.command()
+@click.argument("arguments", nargs=-1, required=True, metavar="[MODEL] IMAGES...")
+@click.option("--endpoint", help="In place of MODEL: the name of an endpoint on SageMaker.")
+@click.option("--region", help="Of the endpoint; without it, as the AWS CLI is configured.")
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("predictions"),
+    show_default=True,
+    help="Folder for the pictures.",
+)
+@click.option("--threshold", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="The least score.")
+@_PRECISION
+def predict(
+    arguments: tuple[str, ...],
+    endpoint: str | None,
+    region: str | None,
+    output: Path,
+    threshold: float,
+    precision: "Precision",
+) -> None:
+    """Draw what MODEL finds in IMAGES, and print it, a line of JSON for each.
+
+    MODEL is a model.tar.gz or what is in one, as for `evaluate`. IMAGES are files, folders and patterns in quotes,
+    "photos/**/*.jpg". The exit code is 2 when one of them is no image.
+    """
+    from ssd_algo.data import photos
+    from ssd_algo.data.images import NotAnImage, decode
+
+    model, images = (None, arguments) if endpoint else (Path(arguments[0]), arguments[1:])
+    if not images:
+        raise UserError("there are no images to look at; give MODEL and IMAGES, or --endpoint NAME and IMAGES.")
+    found = photos.find(images, output)
+    places = photos.places(found, output)
+    failed = False
+    with (
+        _detecting(model, precision, endpoint or "", region) as detect,
+        progress.bar("detecting", len(found)) as advance,
+    ):
+        for photo, place in zip(found, places, strict=True):
+            try:
+                encoded = _content(photo)
+                image = decode(encoded)
+                answer = detect(encoded, image, threshold)
+            except (NotAnImage, RequestError) as error:
+                failed = True
+                sentence = f"{photo}: {str(error).rstrip('.')}; replace or leave out the image."
+                progress.say(f"{UserError.prefix}: {printable(sentence)}", to_error=True)
+            else:
+                photos.write(photos.draw_annotations(image, answer["annotations"]), place)
+                progress.say(json.dumps({"file": str(photo)} | answer))
+            advance(1)
+    sys.exit(UserError.exit_code if failed else 0)
+
+
+@contextmanager
+def _detecting(model: Path | None, precision: "Precision", endpoint: str, region: str | None) -> Iterator[_Detect]:
+    """What detects: a model, else an endpoint."""
+    if model is None:
+        from ssd_algo.serving.endpoint import Endpoint
+
+        yield Endpoint(endpoint, region).detect
+        return
+    from ssd_algo.data.images import to_square
+    from ssd_algo.model import artifact
+    from ssd_algo.serving.app import as_annotation
+
+    with artifact.unpacked(model) as directory:
+        described = artifact.describe(directory)
+        artifact.check_precision(directory, precision)
+        predictor = _loading(directory, precision)()
+
+    def detect(encoded: bytes, image: "Pixels", threshold: float) -> dict[str, Any]:
+        (detections,) = predictor.detect(to_square(image, described.image_shape)[None])
+        return as_annotation(image.shape[1], image.shape[0], detections.above(threshold), described.class_names)
+
+    yield detect
+
+
+def _content(photo: Path) -> bytes:
+    try:
+        return photo.read_bytes()
+    except OSError as error:
+        raise RequestError(f"the file cannot be read ({error.strerror})") from error
+
+
+def _loading(directory: Path, precision: "Precision") -> "Callable[[], Predictor]":
+    """What loads a model as it is served, on this machine's GPUs if it has some; mxnet is set up."""
+    set_up_mxnet(one_shape=True)
+    from ssd_algo.inference import predictor
+
+    devices = 0 if precision == "int8" else gpus.usable()
+    return lambda: predictor.load(directory, precision, devices, available_cpus())
 
 
 def _number(value: float | None, digits: int) -> str:
