@@ -50,6 +50,7 @@ ELSEWHERE = {
     r"docker (tag|push)": "needs a registry of one's own",
     r"aws sagemaker create-training-job": "needs an account: tests/test_request.py holds requests against the API",
     r".venv/bin/ssd-algo check .*s3://": "needs a bucket: tests/test_s3.py",
+    r".venv/bin/ssd-algo predict --endpoint": "needs an account: tests/test_predict.py",
     r'SAGEMAKER_BASE_DIR="\$PWD/host-': "two minutes: tests/test_hosts.py",
     r"python -m venv notebooks|notebooks/bin/jupyter": "asks the package registry: tests/sdk/test_notebooks.py",
     r"git ": "of the contributor's own copy",
@@ -140,19 +141,24 @@ def reader(trained: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "annotations").mkdir()
     for path in (data / "train_annotation").iterdir():
         (folder / "annotations" / f"{path.stem}.xml").write_text(voc(json.loads(path.read_text())))
+    (folder / "more").mkdir()
+    os.link(folder / "base" / "output" / "model.tar.gz", folder / "model.tar.gz")
+    for channel in ("holdout", "holdout_annotation"):
+        shutil.copytree(data / channel.replace("holdout", "validation"), folder / "data" / channel)
     for name, photo in zip(("a.jpg", "b.jpg", "photo.jpg"), sorted((data / "train").iterdir()), strict=False):
         shutil.copy(photo, folder / name)
+    shutil.copy(folder / "a.jpg", folder / "more" / "c.jpg")
     commands = folder / ".venv" / "bin"
     commands.mkdir(parents=True)
-    (folder / "serve.py").write_text(SERVE_ONCE.format(command=SERVE))
-    for name, arguments in {
-        "train": TRAIN[1:],
-        "serve": [str(folder / "serve.py")],
-        "ssd-algo": ["-m", "ssd_algo.cli"],
-        "python": [],
+    (folder / "serve.py").write_text(SERVE_ONCE)
+    once, command = f'"{sys.executable}" "{folder}/serve.py"', f'"{sys.executable}" -m ssd_algo.cli "$@"'
+    for name, line in {
+        "train": f'exec "{TRAIN[0]}" "{TRAIN[1]}"',
+        "serve": f'exec {once} "{SERVE[1]}"',
+        "ssd-algo": f'[ "$1" != serve ] || exec {once} -m ssd_algo.cli "$@"\nexec {command}',
+        "python": f'exec "{sys.executable}" "$@"',
     }.items():
-        quoted = " ".join(f'"{each}"' for each in [sys.executable, *arguments])
-        (commands / name).write_text(f'#!/bin/sh\nexec {quoted} "$@"\n')
+        (commands / name).write_text(f"#!/bin/sh\n{line}\n")
         (commands / name).chmod(0o755)
     for channel in ("train", "validation"):
         pack = [
@@ -166,11 +172,11 @@ def reader(trained: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# A server that ends when it is ready for requests.
+# Runs its arguments, a server, until that is ready for requests.
 SERVE_ONCE = """
-import os, pathlib
+import os, pathlib, sys
 from ssd_algo import demo
-with demo.serving({command}, dict(os.environ), pathlib.Path("serve.log")):
+with demo.serving([sys.executable, *sys.argv[1:]], dict(os.environ), pathlib.Path("serve.log")):
     pass
 """
 

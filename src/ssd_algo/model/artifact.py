@@ -91,6 +91,10 @@ class Description:
         return self.multibox.nms_threshold if self.multibox else float(self.hyperparameters["nms_threshold"])
 
     @property
+    def overlap_threshold(self) -> float:
+        return float(self.hyperparameters.get("overlap_threshold", "0.5"))
+
+    @property
     def nms_topk(self) -> int:
         return self.multibox.nms_topk if self.multibox else int(self.hyperparameters["nms_topk"])
 
@@ -251,7 +255,7 @@ def describe(directory: Path) -> Description:
     except ValueError as error:
         raise not_usable(directory) from error
     description = Description(hyperparameters, {int(identity): name for identity, name in classes.items()}, multibox)
-    for name in ("num_classes", "base_network", "image_shape", "nms_threshold", "nms_topk"):
+    for name in ("num_classes", "base_network", "image_shape", "overlap_threshold", "nms_threshold", "nms_topk"):
         try:
             getattr(description, name)
         except (KeyError, ValueError) as error:
