@@ -50,6 +50,7 @@ def main() -> int:
         check_temporary_directory()
         settings = Settings.from_environment(os.environ)
         described = artifact.describe(directory)
+        artifact.check_input_mean(directory, settings.input_mean)
         devices = _usable_gpus()
         if not devices:
             artifact.check_precision(directory, settings.precision)
