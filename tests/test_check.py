@@ -1,8 +1,7 @@
 """`ssd-algo check`, and what train says of its data."""
 
 import json
-import os
-import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import terminal
 from conftest import SMALL, train, write_config
 from test_bad_inputs import GOOD_RECORD, HYPERPARAMETERS, document, image_job, label, record_job, write_records
 
@@ -359,17 +359,12 @@ def test_a_sixth_value_and_more_extras_are_fine(tmp_path: Path) -> None:
 
 def test_a_bar_on_a_terminal(tmp_path: Path) -> None:
     data = image_job(tmp_path)
-    terminal, other_end = pty.openpty()
     command = [sys.executable, "-m", "ssd_algo.cli", "check", *(str(data / channel) for channel in CHANNELS)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=other_end, timeout=120)
-    os.close(other_end)
-    shown = b""
-    while not shown.endswith(b"\n") or shown.count(b"100%") < 2:
-        shown += os.read(terminal, 4096)
-    os.close(terminal)
-    assert done.returncode == 0
-    assert b"channel train  [####" in shown
-    assert b"channel validation  [####" in shown
+    code, written, out = terminal.run(command, both=False)
+    assert code == 0
+    assert "\r" not in out
+    for channel in ("train", "validation"):
+        assert re.search(rf"\rchannel {channel} 100%\|█+\|", written)
 
 
 def test_unreadable_records_up_to_max_bad_records(tmp_path: Path) -> None:

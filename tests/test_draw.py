@@ -40,3 +40,21 @@ def test_a_broken_line_is_broken() -> None:
     drawn = draw(np.zeros((60, 80, 3), dtype=np.uint8), [Mark([10, 10, 70, 50], WHITE, dashed=True)])
     top = (drawn[10] == 255).all(axis=1)
     assert 0 < top.sum() < 50
+
+
+def test_the_first_label_is_whole_and_sizes_follow_the_image() -> None:
+    """Of many on one place; of a panorama they follow both sides."""
+    first = Mark([40, 40, 60, 60], (255, 0, 0), "first")
+    others = [Mark([40, 40, 60, 60], (0, 255, 0), "other")] * 20
+    ground = np.zeros((100, 100, 3), dtype=np.uint8)
+    reds = [(draw(ground, marks)[:39] == (255, 0, 0)).all(axis=2) for marks in ([first], [first, *others])]
+    assert reds[0].sum() == reds[1].sum() > 200
+    heights = []
+    for height, width in ((150, 200), (3000, 4000), (200, 3000)):
+        box = [width / 2, height / 2, width / 2 + 1, height / 2 + 1]
+        drawn = draw(np.zeros((height, width, 3), dtype=np.uint8), [Mark(box, (255, 0, 0), "class 0.50")])
+        heights.append(int((drawn == (255, 0, 0)).all(axis=2).any(axis=1).sum()))
+    small, large, panorama = heights
+    assert 12 <= small <= 20
+    assert 100 <= large <= 200
+    assert 25 <= panorama <= 50

@@ -22,6 +22,18 @@ ALLOWED = {
     "training": {"errors", "whole_files", "contract", "data", "model", "inference", "evaluation"},
     "serving": {"errors", "contract", "data", "model", "inference"},
     "demo": {"data"},
+    "cli_channels": {"errors", "contract", "training"},
+    "cli_model": {
+        "errors",
+        "contract",
+        "data",
+        "model",
+        "inference",
+        "evaluation",
+        "training",
+        "serving",
+        "cli_channels",
+    },
     "cli_request": {"errors", "contract", "serving"},
     "cli": {
         "errors",
@@ -33,6 +45,8 @@ ALLOWED = {
         "training",
         "serving",
         "demo",
+        "cli_channels",
+        "cli_model",
         "cli_request",
     },
 }

@@ -3,15 +3,16 @@
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Container, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
 from ssd_algo import __version__
+from ssd_algo.cli_channels import given
+from ssd_algo.cli_model import evaluate, predict
 from ssd_algo.cli_request import request
 from ssd_algo.contract.log_lines import print_any_text
+from ssd_algo.data import progress
 from ssd_algo.data.findings import Findings
 from ssd_algo.errors import UserError
 
@@ -25,6 +26,8 @@ class _Group(click.Group):
         except UserError as error:
             click.echo(f"{error.prefix}: {error}", err=True)
             context.exit(error.exit_code)
+        except BrokenPipeError:  # who reads what is printed has enough of it
+            raise
         except OSError as error:  # a folder that may not be read or written, a full disk
             click.echo(f"{UserError.prefix}: {error}", err=True)
             context.exit(UserError.exit_code)
@@ -37,7 +40,29 @@ def main() -> None:
     print_any_text()
 
 
-main.add_command(request)
+for command in (evaluate, predict, request):
+    main.add_command(command)
+
+
+@main.command()
+@click.argument("base", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
+def train(base: Path | None) -> None:
+    """Train as the image does, over the folder BASE with input, model and output in it.
+
+    Without BASE over the platform's own, or what SAGEMAKER_BASE_DIR says.
+    """
+    from ssd_algo.training import job
+
+    sys.exit(job.main(base))
+
+
+@main.command()
+@click.argument("base", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
+def serve(base: Path | None) -> None:
+    """Serve the model of the folder BASE as the image does; without BASE, as for train."""
+    from ssd_algo.serving import server
+
+    sys.exit(server.main(base))
 
 
 @main.command()
@@ -70,7 +95,7 @@ def check(
     give it as NAME=FOLDER. A folder of channels stands for all of them. The exit code is 2 exactly when train would
     refuse the data.
     """
-    from ssd_algo.contract.container import Channel, read_hyperparameters
+    from ssd_algo.contract.container import read_hyperparameters
     from ssd_algo.contract.hyperparameters import Hyperparameters
     from ssd_algo.data.check import as_text
     from ssd_algo.data.labels import Rules
@@ -82,33 +107,13 @@ def check(
         rules, image_shape = data.rules(parsed), parsed.image_shape
         for sentence in parsed.warnings():
             click.echo(f"warning: {sentence}", err=True)
-    named = [pair for channel in channels for pair in _channels_of(channel, data.CHANNELS)]
-    for name, _ in named:
-        if [each for each, _ in named].count(name) > 1:
-            raise UserError(f"channel {name} is given more than once; give each channel once.")
-    _, findings, report = data.check(
-        {name: Channel(name, location) for name, location in named}, rules, image_shape, _progress_bar, thorough=True
-    )
+    _, findings, report = data.check(given(channels), rules, image_shape, progress.bar, thorough=True)
     if as_json:
         click.echo(json.dumps(report, indent=1))
     else:
         click.echo(as_text(report, findings, image_shape))
         click.echo(_verdict(findings, rules.num_classes is not None))
     sys.exit(UserError.exit_code if findings.faults else 0)
-
-
-def _channels_of(argument: str, known: Container[str]) -> list[tuple[str, str]]:
-    """Name and location of the channels that an argument of `check` means."""
-    name, separator, location = argument.partition("=")
-    if separator and "/" not in name:
-        return [(name, location)]
-    if argument.startswith("s3://"):
-        return [(argument.rstrip("/").rsplit("/", 1)[-1], argument)]
-    name = Path(argument).absolute().name
-    inside = sorted(Path(argument).iterdir()) if Path(argument).is_dir() else []
-    if name not in known and any(path.name in known for path in inside):
-        return [(path.name, str(path)) for path in inside if path.is_dir() and not path.name.startswith(".")]
-    return [(name, argument)]
 
 
 def _verdict(findings: Findings, with_num_classes: bool) -> str:
@@ -145,7 +150,7 @@ def pack(images: Path, annotations: Path, output: Path, classes: Path | None) ->
     names = pack.read_class_names(classes) if classes else []
     findings = Findings()
     source = list_file(annotations) if annotations.is_file() else list_folder(annotations.name, annotations)
-    dataset = pack.read(list_folder(images.name, images), source, names, findings, _progress_bar)
+    dataset = pack.read(list_folder(images.name, images), source, names, findings, progress.bar)
     for sentence in findings.short_warnings():
         click.echo(f"warning: {sentence}", err=True)
     if len(findings.faults) > 1:
@@ -154,7 +159,7 @@ def pack(images: Path, annotations: Path, output: Path, classes: Path | None) ->
     findings.raise_faults()
     if not dataset.samples:
         raise UserError(f"{images} holds no annotated image; check both folders.")
-    pack.write(dataset.samples, output, _progress_bar)
+    pack.write(dataset.samples, output, progress.bar)
     counts = Counter(int(identity) for sample in dataset.samples for identity in sample.classes)
     named = [str(dataset.class_names.get(each, each)) for each in range(max(dataset.class_names, default=-1) + 1)]
     output.with_suffix(".classes.txt").write_text("".join(f"{name}\n" for name in named), encoding="utf-8")
@@ -178,15 +183,12 @@ def show(channels: tuple[str, ...], output: Path, image_shape: int, seed: int) -
     import cv2
     import numpy as np
 
-    from ssd_algo.contract.container import Channel
     from ssd_algo.data.labels import Rules
     from ssd_algo.data.show import contact_sheet
     from ssd_algo.training import data
 
-    named = dict(pair for channel in channels for pair in _channels_of(channel, data.CHANNELS))
-    given = {name: Channel(name, location) for name, location in named.items() if name in ("train", "train_annotation")}
     findings = Findings()
-    dataset = data.read_training_images(given, Rules(None), findings, _progress_bar)
+    dataset = data.read_labelled("train", given(channels), Rules(None), findings, progress.bar)
     findings.raise_faults()
     sheet = contact_sheet(dataset.samples, dataset.class_names, image_shape, 25, np.random.default_rng(seed))
     if not cv2.imwrite(str(output), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR)):
@@ -281,7 +283,7 @@ def report(base: Path) -> None:
     from ssd_algo.contract.container import Container
     from ssd_algo.training import report
 
-    click.echo(report.make(Container(base.absolute()), _progress_bar))
+    click.echo(report.make(Container(base.absolute()), progress.bar))
 
 
 @main.command(hidden=True)
@@ -294,16 +296,6 @@ def fetch_weights(folder: Path) -> None:
     from ssd_algo.model import pretrained
 
     pretrained.fetch(folder)
-
-
-@contextmanager
-def _progress_bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal's standard error; nothing elsewhere."""
-    if not sys.stderr.isatty():
-        yield lambda done: None
-        return
-    with click.progressbar(length=total, label=label, file=sys.stderr) as bar:
-        yield bar.update
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ssd_algo.contract import requests
+from ssd_algo.contract import api, requests
 from ssd_algo.contract.container import read_hyperparameters
 from ssd_algo.contract.hyperparameters import Hyperparameters
 from ssd_algo.contract.requests import Request, Training
@@ -239,25 +239,6 @@ def _sent(operation: str, body: Request, region: str | None) -> str:
     UserError
         When there are no credentials or no region, or the call is refused.
     """
-    import boto3
-    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, NoRegionError
-
-    try:
-        answer = getattr(boto3.Session(region_name=region).client("sagemaker"), operation)(**body)
-    except NoRegionError as error:
-        raise UserError("there is no region to send to; give --region, or set AWS_DEFAULT_REGION.") from error
-    except NoCredentialsError as error:
-        raise UserError(
-            "there are no credentials to send with; configure them as for the AWS CLI (aws configure, or AWS_PROFILE)."
-        ) from error
-    except ClientError as error:
-        fault = error.response["Error"]
-        raise UserError(
-            f"SageMaker refused {operation} ({fault['Code']}: {fault['Message'].rstrip('.')}); mend that, or what the "
-            "credentials allow (docs/operating.md)."
-        ) from error
-    except (BotoCoreError, ValueError) as error:  # ValueError: an endpoint or a region that makes no address
-        raise UserError(
-            f"{operation} was not sent ({str(error).rstrip('.')}); check region, profile and network."
-        ) from error
+    with api.told(operation):
+        answer = getattr(api.client("sagemaker", region), operation)(**body)
     return str(next(value for key, value in answer.items() if key.endswith("Arn")))

@@ -67,10 +67,10 @@ class Container:
     on_platform: bool = False
 
     @classmethod
-    def from_environment(cls) -> "Container":
-        """The container this process runs in: `SAGEMAKER_BASE_DIR` replaces `/opt/ml`."""
+    def from_environment(cls, base: Path | None = None) -> "Container":
+        """The container this process runs in: `base`, else `SAGEMAKER_BASE_DIR`, replaces `/opt/ml`."""
         return cls(
-            base=Path(os.environ.get("SAGEMAKER_BASE_DIR") or _PLATFORM_BASE),
+            base=base or Path(os.environ.get("SAGEMAKER_BASE_DIR") or _PLATFORM_BASE),
             on_platform=bool(os.environ.get("TRAINING_JOB_NAME")),
         )
 

@@ -8,6 +8,7 @@ A process that has asked the driver cannot fork processes that use GPUs, as a se
 import ctypes
 import importlib.metadata
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssd_algo.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 # The image's stand-in for the driver, with which MXNet's CUDA build can be imported on a machine without one.
 STUB = Path("/opt/ssd-algo/libcuda-stub.so")
@@ -105,6 +108,21 @@ def without_code(gpus: Sequence[Gpu]) -> str | None:
                 f"CUDA build has no code; use {THAT_WORK}, or one without a GPU."
             )
     return None
+
+
+def usable() -> int:
+    """How many GPUs MXNet can use; none, with a warning, where it cannot use those of the machine."""
+    if not mxnet_is_built_for_gpus():
+        return 0
+    try:
+        found = installed()
+        wrong = without_code(found)
+    except UserError as error:
+        found, wrong = [], str(error)
+    if wrong:
+        logger.warning("%s The CPU is used.", wrong)
+        return 0
+    return len(found)
 
 
 def provide_driver(stub: Path = STUB) -> None:

@@ -4,6 +4,7 @@ import colorsys
 import functools
 import importlib.util
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,14 +61,17 @@ def draw(image: Pixels, marks: Sequence[Mark]) -> Pixels:
     """
     picture = Image.fromarray(image)
     canvas = ImageDraw.Draw(picture, "RGBA")
-    font = _font(max(11, round(max(picture.size) / 34)))
-    line = max(2, round(max(picture.size) / 250))
+    side = math.sqrt(picture.width * picture.height)
+    font = _font(max(11, round(side / 29)))
+    line = max(2, round(side / 217))
     for mark in reversed(marks):
         _outline(canvas, mark, line)
+    labelled = [mark for mark in marks if mark.label]
     taken: list[Area] = []
-    for mark in marks:
-        if mark.label:
-            taken.append(_label(canvas, mark, font, picture.size, taken))
+    for mark in labelled:
+        taken.append(_place(canvas, mark, font, picture.size, taken))
+    for mark, place in reversed(list(zip(labelled, taken, strict=True))):
+        _label(canvas, mark, font, place)
     return np.array(picture)
 
 
@@ -98,26 +102,27 @@ def _outline(canvas: ImageDraw.ImageDraw, mark: Mark, line: int) -> None:
             canvas.line((x, start, x, min(start + step, bottom)), fill=mark.colour, width=line)
 
 
-def _label(
+def _place(
     canvas: ImageDraw.ImageDraw,
     mark: Mark,
     font: ImageFont.FreeTypeFont,
     size: tuple[int, int],
     taken: Sequence[Area],
 ) -> Area:
-    """Above the box, within it or below it, where no other label is; returns where it is."""
-    text = printable(mark.label)
-    _, _, width, height = (int(each) for each in canvas.textbbox((0, 0), text, font=font))
+    """Where a label goes: above the box, within it or below it, where no other label is; else above it."""
+    _, _, width, height = (int(each) for each in canvas.textbbox((0, 0), printable(mark.label), font=font))
     width, height = width + 6, height + 4
     left, top, right, bottom = (round(float(each)) for each in mark.box)
     places = []
     for x, y in itertools.product((left, right - width), (top - height, top, bottom - height, bottom)):
         x, y = min(max(0, x), max(0, size[0] - width - 1)), min(max(0, y), max(0, size[1] - height - 1))
         places.append((x, y, x + width, y + height))
-    place = next((each for each in places if not any(_overlap(each, other) for other in taken)), places[0])
+    return next((each for each in places if not any(_overlap(each, other) for other in taken)), places[0])
+
+
+def _label(canvas: ImageDraw.ImageDraw, mark: Mark, font: ImageFont.FreeTypeFont, place: Area) -> None:
     canvas.rectangle(place, fill=mark.colour, outline=_BLACK)
-    canvas.text((place[0] + 3, place[1] + 1), text, fill=_BLACK, font=font)
-    return place
+    canvas.text((place[0] + 3, place[1] + 1), printable(mark.label), fill=_BLACK, font=font)
 
 
 def _overlap(one: Area, other: Area) -> bool:

@@ -1,6 +1,6 @@
 """Score a predictor on labelled images."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,7 +9,8 @@ import numpy as np
 
 from ssd_algo.data import images
 from ssd_algo.data.boxes import Boxes
-from ssd_algo.data.loader import Batch
+from ssd_algo.data.loader import Batch, Loader
+from ssd_algo.data.progress import Progress, silent
 from ssd_algo.data.samples import Sample
 from ssd_algo.evaluation.average_precision import (
     CocoScore,
@@ -29,6 +30,7 @@ DEFINITION = (
     "difficult objects"
 )
 
+_BATCH = 8  # images, of which an engine of several devices has some for each
 _BATCHES_AT_ONCE = 2  # whose predictions are in memory
 
 
@@ -73,6 +75,49 @@ def detect(
         for index, weight in enumerate(batch.weights):
             found.append(threads.submit(predictor.select, logits[index], offsets[index]) if weight else None)
     return found
+
+
+def detected(
+    samples: Sequence[Sample],
+    side: int,
+    load: Callable[[], Predictor],
+    threads: int,
+    may_skip: int,
+    progress: Progress = silent,
+) -> list[tuple[Sample, Compared]]:
+    """What a predictor detects in samples; those that cannot be decoded are left out, with a warning.
+
+    Parameters
+    ----------
+    side : int
+        Of the network's input, pixels.
+    load : callable
+        Makes the predictor, once the processes that decode images have been forked.
+    threads : int
+        And processes.
+    may_skip : int
+        As `Loader` has it.
+
+    Raises
+    ------
+    UserError
+        When more images cannot be decoded, or none is left.
+    """
+    with (
+        Loader(samples, side, _BATCH, threads, seed=0, may_skip=may_skip, augmented=False, shuffled=False) as loader,
+        ThreadPoolExecutor(threads) as pool,
+    ):
+        predictor = load()
+        with progress("detecting", loader.steps()) as advance:
+            found = detect(predictor, _counted(loader.epoch(0), advance), pool)
+        pairs = zip(samples, found, strict=False)
+        return [(sample, compare(sample, each.result())) for sample, each in pairs if each is not None]
+
+
+def _counted(batches: Iterable[Batch], advance: Callable[[int], None]) -> Iterator[Batch]:
+    for batch in batches:
+        yield batch
+        advance(1)
 
 
 def compare(sample: Sample, found: Detections) -> Compared:

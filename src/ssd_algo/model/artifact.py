@@ -96,6 +96,10 @@ class Description:
         return self.multibox.nms_threshold if self.multibox else float(self.hyperparameters["nms_threshold"])
 
     @property
+    def overlap_threshold(self) -> float:
+        return float(self.hyperparameters.get("overlap_threshold", "0.5"))
+
+    @property
     def nms_topk(self) -> int:
         return self.multibox.nms_topk if self.multibox else int(self.hyperparameters["nms_topk"])
 
@@ -263,6 +267,7 @@ def describe(directory: Path) -> Description:
         ("num_classes", 10_000),
         ("base_network", None),
         ("image_shape", 4096),
+        ("overlap_threshold", 1),
         ("nms_threshold", 1),
         ("nms_topk", None),
     ):

@@ -248,7 +248,11 @@ class _Answering:
         selected = time.monotonic()
         self._metrics.seconds("detections", selected - started)
         names = self._class_names if self._form.names else None
-        answer = as_annotation(picture, found, names) if self._form.annotation else as_prediction(found, names)
+        answer = (
+            as_annotation(picture.width, picture.height, found, names)
+            if self._form.annotation
+            else as_prediction(found, names)
+        )
         self._metrics.seconds("answer", time.monotonic() - selected)
         return answer
 
@@ -290,19 +294,21 @@ def as_prediction(detections: Detections, class_names: dict[int, str] | None = N
     return answer
 
 
-def as_annotation(picture: Picture, detections: Detections, class_names: dict[int, str] | None = None) -> _Answer:
-    """The form of the training annotations: whole pixels of the upright picture, with scores, best first.
+def as_annotation(
+    width: int, height: int, detections: Detections, class_names: dict[int, str] | None = None
+) -> _Answer:
+    """The form of the training annotations: whole pixels of the upright image, with scores, best first.
 
     With `class_names` each also has its `class_name`.
     """
-    sides = np.asarray([picture.width, picture.height] * 2, dtype=np.float64)
+    sides = np.asarray([width, height] * 2, dtype=np.float64)
     corners = np.rint(detections.boxes.astype(np.float64) * sides).astype(np.int64).tolist()
     annotations = []
     for identity, score, (left, top, right, bottom) in zip(detections.classes, detections.scores, corners, strict=True):
         name = {} if class_names is None else {"class_name": _name(class_names, identity)}
         place = {"left": left, "top": top, "width": right - left, "height": bottom - top}
         annotations.append({"class_id": int(identity), **name, "score": float(score), **place})
-    size = {"width": picture.width, "height": picture.height, "depth": 3}
+    size = {"width": width, "height": height, "depth": 3}
     return {"image_size": [size], "annotations": annotations}
 
 

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 from flask import Flask
@@ -41,17 +42,23 @@ _SECONDS_TO_SEE_IT = 3  # for which /ping says that the inference thread hangs b
 _M_ARENA_MAX = -8
 
 
-def main() -> int:
-    """Serve until SIGTERM; returns the exit code of a server that did not come up."""
+def main(base: Path | None = None) -> int:
+    """Serve this container's model, or the one in the folder `base`, until SIGTERM.
+
+    Returns
+    -------
+    int
+        The exit code of a server that did not come up.
+    """
     log_lines.configure_logging()
     print(log_lines.entry_point("serve"), flush=True)
-    directory = Container.from_environment().model_directory
+    directory = Container.from_environment(base).model_directory
     try:
         check_temporary_directory()
         settings = Settings.from_environment(os.environ)
         described = artifact.describe(directory)
         artifact.check_input_mean(directory, settings.input_mean)
-        devices = _usable_gpus()
+        devices = gpus.usable()
         if not devices:
             artifact.check_precision(directory, settings.precision)
         _check_port(settings.port)
@@ -109,21 +116,6 @@ def _allow_connections() -> None:
     """Take as many open files as the system allows: a connection is one."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
-def _usable_gpus() -> int:
-    """How many GPUs MXNet can use; none, with a warning, where it cannot use those of the machine."""
-    if not gpus.mxnet_is_built_for_gpus():
-        return 0
-    try:
-        found = gpus.installed()
-        wrong = gpus.without_code(found)
-    except UserError as error:
-        found, wrong = [], str(error)
-    if wrong:
-        logger.warning("%s The CPU is used.", wrong)
-        return 0
-    return len(found)
 
 
 class Server(BaseApplication):  # type: ignore[misc]

@@ -161,15 +161,16 @@ def _model(
     return Path(location)
 
 
-def read_training_images(
-    channels: dict[str, Channel], rules: Rules, findings: Findings, progress: Progress = silent
+def read_labelled(
+    name: str, channels: dict[str, Channel], rules: Rules, findings: Findings, progress: Progress = silent
 ) -> Dataset:
-    """Read channel train, with its annotations, alone; what breaks a rule is reported."""
-    folders = {name: _list(channel, findings) for name, channel in channels.items()}
-    if "train" not in channels:
-        findings.refuse("missing channel", "channel train", "it is missing; give its folder.")
-    elif _check_format(channels, folders, "train", findings):
-        return _read(channels, folders, "train", rules, findings, progress)
+    """Read the channel of this name, with its annotations, alone; what breaks a rule is reported."""
+    wanted = {each: channels[each] for each in (name, f"{name}_annotation") if each in channels}
+    folders = {each: _list(channel, findings) for each, channel in wanted.items()}
+    if name not in wanted:
+        findings.refuse("missing channel", f"channel {name}", "it is missing; give its folder.")
+    elif _check_format(wanted, folders, name, findings):
+        return _read(wanted, folders, name, rules, findings, progress)
     return Dataset()
 
 

@@ -23,6 +23,7 @@ from ssd_algo.contract.container import (
     set_up_mxnet,
 )
 from ssd_algo.contract.hyperparameters import Hyperparameters, final_configuration
+from ssd_algo.data import progress
 from ssd_algo.data.loader import Loader, Share, Workers
 from ssd_algo.data.pipe import Passes
 from ssd_algo.data.spool import Spool
@@ -46,10 +47,10 @@ _NO_MEMORY = (
 )
 
 
-def main() -> int:
-    """Run the job of this container; returns the process's exit code."""
+def main(base: Path | None = None) -> int:
+    """Run the job of this container, or of the folder `base`; returns the process's exit code."""
     log_lines.configure_logging()
-    container = Container.from_environment()
+    container = Container.from_environment(base)
     print(log_lines.entry_point("train"), flush=True)
     stop = Stop()
     stop.listen()
@@ -311,7 +312,7 @@ def read_data(
         Naming the worst fault, and how many there are.
     """
     rules = data.rules(hyperparameters)
-    training_data, findings, report = data.check(channels, rules, hyperparameters.image_shape)
+    training_data, findings, report = data.check(channels, rules, hyperparameters.image_shape, progress.bar)
     try:
         logger.info("The check of the data is in %s", container.write_output("data_check.json", report))
     except OSError as error:

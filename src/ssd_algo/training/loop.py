@@ -16,6 +16,7 @@ from safetensors.numpy import save as to_bytes
 from ssd_algo import whole_files
 from ssd_algo.contract import log_lines
 from ssd_algo.contract.hyperparameters import Hyperparameters
+from ssd_algo.data import progress
 from ssd_algo.data.loader import Loader
 from ssd_algo.data.stream_loader import StreamLoader
 from ssd_algo.errors import UserError
@@ -270,7 +271,8 @@ def _train_epochs(run: Run) -> None:
         logger.warning("The checkpoint has %d epochs, and epochs is %d.", trainer.so_far.epoch, hp.epochs)
     for epoch in range(trainer.so_far.epoch, hp.epochs):
         begun = time.time()
-        result = _train_epoch(run, epoch)
+        with progress.steps(f"epoch {epoch}", run.loader.steps(), trainer.so_far.batches) as show:
+            result = _train_epoch(run, epoch, show)
         logger.info(log_lines.waited(run.loader.waited / result.seconds))
         _log_epoch(job, epoch, result)
         turn = (epoch + 1) % hp.validate_every == 0 or epoch + 1 == hp.epochs
@@ -293,10 +295,15 @@ def _no_improvement(run: Run) -> bool:
     return bool(peers.exchange("early stopping", found)[0])
 
 
-def _train_epoch(run: Run, epoch: int) -> EpochResult:
+def _train_epoch(run: Run, epoch: int, show: Callable[[int, str], None]) -> EpochResult:
     """The rest of an epoch, with the checkpoints that fall into it.
 
     The one at its end is made before its validation: who goes on from it validates first.
+
+    Parameters
+    ----------
+    show : callable
+        As `progress.steps` makes it.
 
     Raises
     ------
@@ -319,6 +326,8 @@ def _train_epoch(run: Run, epoch: int) -> EpochResult:
     together = Together(peers, run.loader.steps())
 
     def pause() -> bool:
+        loss = trainer.so_far.loss
+        show(trainer.so_far.batches, "" if loss is None else f"loss {loss:.3f}")
         return together.pause(trainer, wanted(), stop)
 
     batches = run.loader.epoch(epoch, trainer.so_far.batches)

@@ -3,14 +3,12 @@
 import json
 import logging
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssd_algo.contract.container import Container, available_cpus, set_up_mxnet
 from ssd_algo.contract.hyperparameters import Hyperparameters
 from ssd_algo.data.check import summary
-from ssd_algo.data.loader import Loader
 from ssd_algo.data.progress import Progress
 from ssd_algo.errors import UserError
 from ssd_algo.training import data
@@ -71,7 +69,7 @@ def make(container: Container, progress: Progress) -> Path:
         raise UserError(f"{path} is missing; give the folder of a training, which has input, model and output in it.")
     set_up_mxnet(one_shape=True)
     from ssd_algo.evaluation import report
-    from ssd_algo.evaluation.evaluate import compare, describe, detect, score
+    from ssd_algo.evaluation.evaluate import describe, detected, score
     from ssd_algo.inference import predictor
     from ssd_algo.model import artifact
 
@@ -80,24 +78,15 @@ def make(container: Container, progress: Progress) -> Path:
     hp = Hyperparameters.parse(model.hyperparameters)
     training_data, findings, checked = data.check(container.channels(), data.rules(hp), hp.image_shape, progress)
     findings.raise_faults()
-    samples = training_data.validation.samples
-    with (
-        Loader(
-            samples,
-            hp.image_shape,
-            hp.mini_batch_size,
-            available_cpus(),
-            hp.seed,
-            may_skip=hp.max_bad_records,
-            augmented=False,
-            shuffled=False,
-        ) as loader,
-        ThreadPoolExecutor(available_cpus()) as threads,
-    ):
-        detector = predictor.load(container.model_directory)
-        found = detect(detector, loader.epoch(0), threads)
-        pairs = [(sample, each.result()) for sample, each in zip(samples, found, strict=False) if each is not None]
-    compared = [compare(*pair) for pair in pairs]
+    pairs = detected(
+        training_data.validation.samples,
+        hp.image_shape,
+        lambda: predictor.load(container.model_directory),
+        available_cpus(),
+        hp.max_bad_records,
+        progress,
+    )
+    compared = [each for _, each in pairs]
     names = model.class_names or training_data.class_names
     of = report.evaluated(
         describe(score(compared, hp.overlap_threshold), names),

@@ -62,6 +62,11 @@ class EpochSoFar:
     seconds: float = 0.0
     sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
 
+    @property
+    def loss(self) -> float | None:
+        """Mean of both losses together, as far as they have been read; None before the first."""
+        return (self.sums[0] + self.sums[1]) / self.sums[2] if self.sums[2] else None
+
     def result(self, sums: Sequence[float]) -> EpochResult:
         """The epoch, now that it has ended; with the sums of all hosts."""
         means = (sums[0] / max(sums[2], 1), sums[1] / max(sums[2], 1))
