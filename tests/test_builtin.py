@@ -2,7 +2,10 @@
 
 import json
 import re
+import shutil
+import subprocess
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import builtin_models as builtin
@@ -13,11 +16,15 @@ from conftest import SERVE, SMALL, Run, assert_refused, environment, train
 from numpy.typing import NDArray
 
 from ssd_algo import demo
+from ssd_algo.contract.hyperparameters import Hyperparameters
 from ssd_algo.data.images import decode, to_square
+from ssd_algo.data.labels import Dataset
 from ssd_algo.errors import UserError
 from ssd_algo.inference import predictor
 from ssd_algo.inference.predictor import Detections
-from ssd_algo.model import artifact, builtin_graph
+from ssd_algo.model import artifact, builtin_graph, graph
+from ssd_algo.training.data import TrainingData
+from ssd_algo.training.starting_point import build_network_to_train, starting_values
 
 VGG_MEAN = np.asarray((123, 117, 104), dtype=np.float32)
 
@@ -110,7 +117,6 @@ def encode(bgr: NDArray[np.uint8]) -> bytes:
 )
 def test_what_is_subtracted_from_the_input(
     tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
     seen: float,
     given: artifact.Mean | None,
     in_artifact: str | None,
@@ -121,10 +127,35 @@ def test_what_is_subtracted_from_the_input(
     if in_artifact is not None:
         path = tmp_path / "hyperparams.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"_input_mean": in_artifact}))
-    with caplog.at_level("INFO"):
-        model = artifact.read(tmp_path, given)
+    model = artifact.read(tmp_path, given)
     assert model.parameters["data_mean"].ravel().tolist() == list(mean)
-    assert caplog.messages == [f"The model is one of the built-in algorithm (resnet-50, 128): it is given {told}."]
+    assert model.preprocessing == f"The model is one of the built-in algorithm (resnet-50, 128): it is given {told}."
+
+
+def test_a_mean_that_is_none(tmp_path: Path) -> None:
+    make(tmp_path, "resnet-50", 128)
+    path = tmp_path / "hyperparams.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"_input_mean": "nan,1,2"}))
+    with pytest.raises(UserError) as caught:
+        artifact.describe(tmp_path)
+    assert str(caught.value) == (
+        f'{path}: "_input_mean" is "nan,1,2"; it must be three numbers from 0 to 255, as "123, 117, 104" or "0, 0, 0".'
+    )
+
+
+def test_a_server_is_told_the_mean(tmp_path: Path, trained: Run) -> None:
+    """Of a model that leaves it open; a model of ours has its own inside."""
+    make(tmp_path / "model", "resnet-50", 128)
+    log = tmp_path / "log"
+    with demo.serving(SERVE, environment(tmp_path, SSD_ALGO_INPUT_MEAN="1,2,3"), log):
+        assert "it is given RGB less (1, 2, 3), as it was asked for." in log.read_text()
+    given = environment(trained.base, SSD_ALGO_INPUT_MEAN="0,0,0")
+    refused = subprocess.run(SERVE, env=given, capture_output=True, text=True, timeout=60)
+    assert (refused.returncode, refused.stderr) == (
+        2,
+        f"ClientError: {trained.base}/model: an input mean is given, but the model has its own inside; it is for models "
+        "as the built-in algorithm left them. Leave it out.\n",
+    )
 
 
 def test_names_of_nodes_do_not_matter(tmp_path: Path) -> None:
@@ -154,28 +185,132 @@ def test_anchors_are_those_of_the_operators(base_network: str, side: int) -> Non
     np.testing.assert_allclose(ours, executor.forward()[0].asnumpy()[0], atol=1e-6)
 
 
+def replaced(old: str, new: str, count: int = -1) -> Callable[[str], str]:
+    return lambda text: text.replace(old, new, count)
+
+
+def doubled(times: int, op: str) -> Callable[[str], str]:
+    """Behind the first MultiBoxPrior, nodes each of which is made of the one before twice."""
+
+    def damage(text: str) -> str:
+        graph = json.loads(text)
+        place = next(n for n, node in enumerate(graph["nodes"]) if node["op"] == "_contrib_MultiBoxPrior") + 1
+        for node in graph["nodes"][place:]:
+            node["inputs"] = [
+                [source + times * (source >= place) if source != place - 1 else place - 1 + times, *rest]
+                for source, *rest in node["inputs"]
+            ]
+        made = [{"op": op, "name": f"double{n}", "inputs": [[place - 1 + n, 0, 0]] * 2} for n in range(times)]
+        graph["nodes"][place:place] = made
+        return json.dumps(graph)
+
+    return damage
+
+
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda text: text.replace('"(0.1, 0.1, 0.2, 0.2)"', '"(0.1, 0.1, 0.3, 0.3)"'),
-        lambda text: text.replace('"op": "SoftmaxOutput"', '"op": "sigmoid"'),
-        lambda text: text.replace('"op": "_contrib_MultiBoxPrior"', '"op": "exp"', 1),
-        lambda text: text.replace('"op": "Pooling"', '"op": "UpSampling"', 1),
+        replaced('"(0.1, 0.1, 0.2, 0.2)"', '"(0.1, 0.1, 0.3, 0.3)"'),
+        replaced('"nms_threshold": "0.45"', '"nms_threshold": "0.45", "clip": "False"'),
+        replaced('"nms_threshold": "0.45"', '"nms_threshold": "nan"'),
+        replaced('"op": "SoftmaxOutput"', '"op": "sigmoid"'),
+        replaced('"multi_output": "True"', '"multi_output": "False"'),
+        replaced('"op": "_contrib_MultiBoxPrior"', '"op": "exp"', 1),
+        replaced('"op": "Pooling"', '"op": "UpSampling"', 1),
+        replaced('"op": "Pooling"', '"op": "Custom"', 1),
+        replaced('"pad": "(3, 3)"', '"pad": "(100000000, 100000000)"'),
+        replaced('"sizes": "', '"sizes": "(' + "1," * 400 + ")", 1),
+        replaced('"op": "null"', '"op": 5', 1),
+        replaced('"inputs": [[0, 0, 0]]', '"inputs": [[1, 0, 0]]', 1),
+        replaced('"inputs": [[0, 0, 0]]', '"inputs": [[99999, 0, 0]]', 1),
+        doubled(40, "Concat"),
         lambda text: text[:-10],
+        lambda text: '{"nodes": []} MultiBoxDetection',
+        lambda text: "[" * 100_000 + "MultiBoxDetection",
     ],
-    ids=["variances", "scores", "anchors", "maps", "no JSON"],
+    ids=[
+        "variances",
+        "no clipping",
+        "threshold",
+        "scores",
+        "axis of scores",
+        "anchors",
+        "maps",
+        "operator",
+        "pad",
+        "sizes",
+        "no operator",
+        "cycle",
+        "no node",
+        "doubling",
+        "no JSON",
+        "no nodes",
+        "nested",
+    ],
 )
-def test_a_symbol_that_cannot_be_used(tmp_path: Path, damage) -> None:  # type: ignore[no-untyped-def]
-    make(tmp_path, "resnet-50", 128)
-    path = tmp_path / "model_algo_1-symbol.json"
-    text = path.read_text()
-    path.write_text(damage(text))
-    assert path.read_text() != text
+def test_a_symbol_that_cannot_be_used(random_model: Path, tmp_path: Path, damage: Callable[[str], str]) -> None:
+    for path in random_model.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    symbol = tmp_path / "model_algo_1-symbol.json"
+    text = symbol.read_text()
+    assert damage(text) != text
+    symbol.unlink()
+    symbol.write_text(damage(text))
     with pytest.raises(UserError) as caught:
-        predictor.load(tmp_path)
+        artifact.read(tmp_path)
     assert str(caught.value) == (
-        f"{path} is damaged or was written by neither this image's training nor the built-in's."
+        f"{symbol} is damaged or was written by neither this image's training nor the built-in's."
     )
+
+
+@pytest.fixture(scope="module")
+def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("random")
+    make(folder, "resnet-50", 128)
+    return folder
+
+
+def test_files_that_do_not_belong_together(random_model: Path, tmp_path: Path) -> None:
+    for path in random_model.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    hyperparameters = tmp_path / "hyperparams.json"
+    good = hyperparameters.read_text()
+    hyperparameters.write_text(good.replace('"num_classes": "3"', '"num_classes": "5"'))
+    assert refusal(tmp_path) == (
+        f"{hyperparameters}: num_classes is 5, but the network of model_algo_1-symbol.json has 3; use the files of one "
+        "training."
+    )
+    hyperparameters.write_text(good)
+    symbol = tmp_path / "model_algo_1-symbol.json"
+    text = symbol.read_text()
+    symbol.write_text(text.replace("conv0_weight", "conv9_weight"))
+    parameters = tmp_path / "model_algo_1-0000.params"
+    assert refusal(tmp_path) == (
+        f"{parameters} lacks conv9_weight, which the network has; use the files of one training."
+    )
+    symbol.write_text(text.replace('"(7, 7)"', '"(5, 5)"').replace('"(3, 3)", "stride": "(2, 2)"', '"(2, 2)"'))
+    assert refusal(tmp_path) == (
+        f"{parameters}: conv0_weight is (64, 3, 7, 7), but the network wants 64 filters of (5, 5); use the files of one "
+        "training."
+    )
+
+
+def refusal(directory: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        artifact.read(directory)
+    return str(caught.value)
+
+
+def test_every_candidate_enters_suppression(tmp_path: Path) -> None:
+    """Older models say nothing of nms_topk, and MXNet takes all anchors then."""
+    symbol = builtin.training_symbol("resnet-50", 192, 3, nms_topk=-1)
+    parameters = builtin.random_parameters(symbol, 192, np.random.default_rng(0), 110.0)
+    builtin.save(tmp_path, symbol, parameters, "resnet-50", 192, 3)
+    images = blocks(192, 1)
+    expected = builtin.detections(symbol, parameters, images.transpose(0, 3, 1, 2).astype(np.float32), "det_out_output")
+    (found,) = predictor.load(tmp_path).detect(images)
+    assert len(found.scores) > 400
+    assert_equal(found, expected[0])
 
 
 def overfit_job(base: Path, data: Path, model: Path) -> None:
@@ -241,19 +376,44 @@ def test_another_image_shape_is_refused(tmp_path: Path) -> None:
     run = train(tmp_path / "job", SMALL | {"base_network": "resnet-50"})
     assert_refused(
         run,
-        "Channel model holds a network of the built-in algorithm for image_shape 192, but the hyperparameter image_shape "
-        "is 128; they must be the same.",
+        "channel model: it holds a network of the built-in algorithm for image_shape 192, but the hyperparameter "
+        "image_shape is 128; they must be the same.",
     )
 
 
-def test_other_classes(tmp_path: Path) -> None:
-    """With names added to its archive, classes are carried over into five."""
-    make(tmp_path / "model", "resnet-50", 128)
-    model = artifact.read(tmp_path / "model")
-    wider = artifact.load_symbol(builtin_graph.with_classes(model.symbol, 5))
-    _, (logits, offsets), _ = wider.infer_shape(data=(1, 3, 128, 128))
-    count = len(model.parameters["anchors"][0])
-    assert (logits, offsets) == ((1, count, 6), (1, count, 4))
+def test_a_checkpoint_of_another_network(tmp_path: Path, random_model: Path) -> None:
+    """The job began from a model of the built-in's, and goes on without the channel."""
+    demo.write_channels(tmp_path / "data", 8, 1, np.random.default_rng(0))
+    overfit_job(tmp_path / "job", tmp_path / "data", random_model)
+    (tmp_path / "job" / "checkpoints").mkdir()
+    job = SMALL | {"base_network": "resnet-50"}
+    assert train(tmp_path / "job", job).code == 0
+    shutil.rmtree(tmp_path / "job" / "input" / "data" / "model")
+    assert_refused(
+        train(tmp_path / "job", job),
+        "The checkpoint is of another network: its _plus12_cls_pred_conv_bias is (16,), not (24,); give the channel model "
+        "that the training began with, or none if it had none, or an empty folder for checkpoints.",
+    )
+
+
+def test_other_classes(random_model: Path, tmp_path: Path) -> None:
+    """Classes are carried over by their names, whatever the heads are called."""
+    for path in random_model.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes().replace(b"_cls_pred_conv", b"_abc_pred_conv"))
+    (tmp_path / "classes.json").write_text('{"0": "dog", "1": "cat", "2": "cow"}')
+    model = artifact.read(tmp_path)
+    heads = graph.names_of_class_heads(model.symbol)
+    assert len(heads) == 12 and all("_abc_pred_conv_" in name for name in heads)
+    hyperparameters = Hyperparameters.parse(
+        SMALL | {"base_network": "resnet-50", "num_classes": "5", "transfer": "True"}
+    )
+    names = {0: "cow", 1: "bird", 2: "dog", 3: "pig", 4: "hen"}
+    data = TrainingData(Dataset(), Dataset(), names, tmp_path)
+    network = build_network_to_train(hyperparameters, data)
+    values = starting_values(network, hyperparameters, data, None)
+    name = "_plus12_abc_pred_conv_bias"
+    new, old = values[name].reshape(-1, 6), model.parameters[name].reshape(-1, 4)
+    assert (new[:, [0, 1, 3]] == old[:, [0, 3, 1]]).all()  # background, cow, dog
 
 
 def test_a_client_of_the_builtin_runs_ours(trained: Run) -> None:

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ssd_algo.inference.engines import MXNetEngine, OpenVINOEngine
-from ssd_algo.model import network
+from ssd_algo.model import graph, network, onnx_graph
 from ssd_algo.model.onnx_graph import to_onnx
 
 
@@ -94,7 +94,7 @@ def changed(**change: Any) -> str:
             "the graph is not one that training writes (ValueError('act_type tanh of resnetv1b_relu0_fwd'))",
         ),
         ("{}", "the graph is not one that training writes (KeyError('nodes'))"),
-        ('{"nodes": []}', "the graph is not one that training writes (KeyError('class_logits'))"),
+        ('{"nodes": []}', "the graph is not one that training writes (ValueError('not one input data'))"),
     ],
 )
 def test_other_graphs_are_refused(symbol: str, sentence: str) -> None:
@@ -108,3 +108,7 @@ def test_other_graphs_are_refused(symbol: str, sentence: str) -> None:
 def test_bytes_that_are_no_network() -> None:
     with pytest.raises(ValueError, match=r"^it is no network that OpenVINO can run \("):
         OpenVINOEngine(b"no network", 128, 1)
+
+
+def test_every_operator_that_a_network_may_have_is_converted() -> None:
+    assert set(onnx_graph._OPERATORS) == graph.OPERATORS

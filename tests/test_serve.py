@@ -288,7 +288,7 @@ def test_int8_of_a_model_that_has_none(tmp_path: Path, trained: Run) -> None:
     assert refusal(tmp_path, SSD_ALGO_PRECISION="int8") == (
         2,
         f"ClientError: {tmp_path}/model has no int8 network (model_algo_1-int8.onnx is missing); train with export_int8 1 "
-        "or auto, or serve float32.\n",
+        "or auto, make one with ssd-algo export --images, or serve float32.\n",
     )
 
 

@@ -245,7 +245,6 @@ def export(model: Path, output: Path, images: Path | None, input_mean: str | Non
     MODEL is a model.tar.gz or what is in one, of a training by this image or by SageMaker's built-in algorithm.
     """
     from ssd_algo.contract.container import available_cpus
-    from ssd_algo.data.images import EXTENSIONS
     from ssd_algo.inference.deploy import export
     from ssd_algo.model.artifact import parse_mean
 
@@ -253,13 +252,24 @@ def export(model: Path, output: Path, images: Path | None, input_mean: str | Non
         mean = None if input_mean is None else parse_mean(input_mean)
     except ValueError as error:
         raise UserError(f'--input-mean is "{input_mean}"; it must be {error}.') from error
-    photos = sorted(path for path in images.rglob("*") if path.suffix.lower() in EXTENSIONS) if images else []
-    if images and not photos:
-        raise UserError(f"{images} holds no photo ({', '.join(EXTENSIONS)}); give a folder that does.")
+    photos = _photos_below(images) if images else []
     made = export(model, output, photos, mean, available_cpus())
-    click.echo(f"{output}: {' and '.join(made)}.")
-    if "int8" not in made:
+    click.echo(f"{output}: {' and '.join(made.precisions)}.")
+    if made.preprocessing:
+        click.echo(f"  {made.preprocessing}")
+    if photos:
+        click.echo(f"  int8 is calibrated on {made.photos} photos.")
+    elif "int8" not in made.precisions:
         click.echo("  no int8: the model has none; --images FOLDER calibrates one.")
+
+
+def _photos_below(folder: Path) -> list[Path]:
+    from ssd_algo.data.images import EXTENSIONS
+
+    photos = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
+    if not photos:
+        raise UserError(f"{folder} holds no photo ({', '.join(EXTENSIONS)}); give a folder that does.")
+    return photos
 
 
 @main.command()

@@ -15,6 +15,9 @@ OFFSET_SCALES = (0.1, 0.1, 0.2, 0.2)
 # Pairs of anchor and class with a lower score are no detections; the value of MXNet's MultiBoxDetection.
 SCORE_THRESHOLD = 0.01
 
+# Boxes whose overlaps with each other are computed in one go; of more they would not fit into memory.
+_MOST_AT_ONCE = 2000
+
 
 def area(boxes: Boxes) -> NDArray[np.float32]:
     """Area of each box, `(R,)`; zero where a side is not positive."""
@@ -83,8 +86,15 @@ def non_maximum_suppression(boxes: Boxes, groups: NDArray[np.int64], threshold: 
     int64 (K,)
         Indices of the boxes that stay, ascending.
     """
-    overlaps = (iou(boxes, boxes) > threshold) & (groups[:, None] == groups[None, :])
     alive = np.ones(len(boxes), dtype=bool)
+    if len(boxes) > _MOST_AT_ONCE:
+        for index in range(len(boxes)):
+            if alive[index]:
+                own = (groups[index + 1 :] == groups[index]) & alive[index + 1 :]
+                rest = index + 1 + np.flatnonzero(own)
+                alive[rest] = iou(boxes[index : index + 1], boxes[rest])[0] <= threshold
+        return np.flatnonzero(alive)
+    overlaps = (iou(boxes, boxes) > threshold) & (groups[:, None] == groups[None, :])
     for index in range(len(boxes)):
         if alive[index]:
             alive[index + 1 :] &= ~overlaps[index, index + 1 :]

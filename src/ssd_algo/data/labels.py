@@ -43,6 +43,8 @@ class Rules:
         Whether image headers are read too. Where reading is dear it waits until the image is decoded.
     base_network : str or None
         The hyperparameter, which a model to start from must have too; None without it.
+    image_shape : int or None
+        The hyperparameter, which some models to start from must have too.
     transfer : bool
         Whether a model to start from may have other classes.
     sharded : bool
@@ -55,6 +57,7 @@ class Rules:
     max_bad_records: int = 0
     headers: bool = True
     base_network: str | None = None
+    image_shape: int | None = None
     transfer: bool = False
     sharded: bool = False
 

@@ -2,10 +2,13 @@
 
 import contextlib
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
+from google.protobuf.message import DecodeError
 
 from ssd_algo.data.images import NotAnImage, Pixels, decode, to_square
 from ssd_algo.errors import UserError
@@ -33,10 +36,28 @@ ymin, xmax, ymax as fractions of the picture, best first; -1 where there is no d
 """
 
 
+@dataclass(frozen=True)
+class Exported:
+    """What was made.
+
+    Attributes
+    ----------
+    precisions : list of str
+    photos : int
+        That calibrated the int8 network.
+    preprocessing : str
+        As `artifact.Model` has it.
+    """
+
+    precisions: list[artifact.Precision]
+    photos: int
+    preprocessing: str
+
+
 def export(
     model: Path, output: Path, images: Sequence[Path], input_mean: artifact.Mean | None, threads: int
-) -> list[str]:
-    """Make the folder from an artifact, which may be one of the built-in algorithm.
+) -> Exported:
+    """Make the folder from an artifact, which may be one of the built-in algorithm; whole or not at all.
 
     Parameters
     ----------
@@ -50,58 +71,77 @@ def export(
         As `artifact.read` takes it.
     threads : int
 
-    Returns
-    -------
-    list of str
-        The precisions that were made.
-
     Raises
     ------
     UserError
     """
     if output.exists() and any(output.iterdir()):
         raise UserError(f"{output} is not empty; give a new folder.")
-    deployed = output / "model"
-    with artifact.unpacked(model) as directory:
-        artifact.describe(directory)
-        if not artifact.fits_network_file(directory):
-            raise UserError(f"{model} is too large for ONNX (more than 2 GB); MXNet runs it as it is.")
-        artifact.save_deployed(directory, deployed, input_mean)
-        network = artifact.exported(deployed)
-        networks: dict[artifact.Precision, onnx.ModelProto] = {"float32": network}
-        int8 = directory / artifact.NETWORK_FILES["int8"]
-        if images:
-            networks["int8"] = _int8(network, artifact.describe(deployed).image_shape, images, threads)
-        elif int8.is_file():
-            networks["int8"] = onnx.load(int8)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        artifact.unpacked(model) as directory,
+        tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as unfinished,
+    ):
+        made = _make(model, directory, Path(unfinished) / "deploy", images, input_mean, threads)
+        if output.exists():
+            output.rmdir()
+        (Path(unfinished) / "deploy").rename(output)
+    return made
+
+
+def _make(
+    model: Path,
+    directory: Path,
+    folder: Path,
+    images: Sequence[Path],
+    input_mean: artifact.Mean | None,
+    threads: int,
+) -> Exported:
+    described = artifact.describe(directory)
+    if not artifact.fits_network_file(directory):
+        raise UserError(f"{model} is too large for ONNX (more than 2 GB); MXNet runs it as it is.")
+    told = artifact.save_deployed(directory, folder / "model", input_mean)
+    network = artifact.exported(folder / "model")
+    networks: dict[artifact.Precision, onnx.ModelProto] = {"float32": network}
+    squares = list(_squares(images, described.image_shape))
+    if images:
+        networks["int8"] = _int8(network, described.image_shape, squares, threads)
+    elif (directory / artifact.NETWORK_FILES["int8"]).is_file():
+        networks["int8"] = _own_int8(directory)
     for precision, each in networks.items():
-        artifact.save_network(deployed, precision, each.SerializeToString())
-        _write(each, artifact.describe(deployed), output, "model" if precision == "float32" else f"model-{precision}")
-    artifact.pack(deployed, output / "model.tar.gz")
+        artifact.save_network(folder / "model", precision, each.SerializeToString())
+        _write(each, described, folder, "model" if precision == "float32" else f"model-{precision}")
+    artifact.pack(folder / "model", folder / "model.tar.gz")
     for program in _PROGRAMS.glob("*.py"):
-        shutil.copy(program, output)
-    described = artifact.describe(deployed)
-    (output / "README.txt").write_text(
-        _README.format(
-            base_network=described.base_network,
-            side=described.image_shape,
-            num_classes=described.num_classes,
-            precisions=" and ".join(networks),
-        )
+        shutil.copy(program, folder)
+    text = _README.format(
+        base_network=described.base_network,
+        side=described.image_shape,
+        num_classes=described.num_classes,
+        precisions=" and ".join(networks),
     )
-    return list(networks)
+    (folder / "README.txt").write_text(f"{text}\n{told}\n" if told else text)
+    return Exported(list(networks), len(squares), told)
 
 
-def _int8(network: onnx.ModelProto, side: int, images: Sequence[Path], threads: int) -> onnx.ModelProto:
+def _int8(network: onnx.ModelProto, side: int, squares: Sequence[Pixels], threads: int) -> onnx.ModelProto:
     try:
-        return calibrated(network, side, _squares(images, side), threads)
+        return calibrated(network, side, squares, threads)
     except ValueError as error:
         raise UserError(f"No int8 network can be made: {error}; give photos like those that it will see.") from error
 
 
+def _own_int8(directory: Path) -> onnx.ModelProto:
+    content, path = artifact.network(directory, "int8")
+    try:
+        return onnx.load_model_from_string(content)
+    except DecodeError as error:
+        raise UserError(f"{path} is damaged and cannot be loaded; unpack the model.tar.gz again.") from error
+
+
 def _squares(images: Sequence[Path], side: int) -> Iterator[Pixels]:
     """Up to `_CALIBRATED_ON` of the images, spread evenly, as the network sees them."""
-    for path in images[:: -(-len(images) // _CALIBRATED_ON)]:
+    for path in images[:: -(-len(images) // _CALIBRATED_ON) or 1]:
         with contextlib.suppress(NotAnImage):
             yield to_square(decode(path.read_bytes()), side)
 

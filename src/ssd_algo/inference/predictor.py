@@ -145,14 +145,20 @@ def select_multibox(
     offsets : float32 (A, 4)
     anchors : float32 (A, 4)
     """
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
     best = logits[:, 1:].argmax(axis=1)
+    margins = logits[np.arange(len(best)), best + 1] - logits[:, 0]
+    # Most anchors are background, whatever the other classes are: they need no softmax.
+    least = -np.inf if how.score_threshold == 0 else np.log(how.score_threshold / (1 - how.score_threshold)) - 1e-3
+    possible = np.flatnonzero(margins >= least)
+    logits, best = logits[possible], best[possible]
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
     every = exponentials[np.arange(len(best)), best + 1] / exponentials.sum(axis=1)
     chosen = np.flatnonzero(every >= np.float32(how.score_threshold))
     chosen = chosen[np.argsort(-every[chosen], kind="stable")]
     if how.nms_topk > 0:
         chosen = chosen[: how.nms_topk]
-    boxes, scores, classes = clip(decode(offsets[chosen], anchors[chosen]), 1, 1), every[chosen], best[chosen]
+    anchor, scores, classes = possible[chosen], every[chosen], best[chosen]
+    boxes = clip(decode(offsets[anchor], anchors[anchor]), 1, 1)
     groups = np.zeros_like(classes) if how.across_classes else classes
     below = float(np.nextafter(np.float32(how.nms_threshold), np.float32(0)))
     kept = non_maximum_suppression(boxes, groups, below)
@@ -222,6 +228,8 @@ def load_reference(directory: Path, gpus: int = 0, input_mean: artifact.Mean | N
 
     model = artifact.read(directory, input_mean)
     described, parameters = model.description, model.parameters
+    if model.preprocessing:
+        logger.info("%s", model.preprocessing)
     try:
         symbol = artifact.load_symbol(model.symbol)
     except ValueError as error:

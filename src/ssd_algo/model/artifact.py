@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ssd_algo import whole_files
 from ssd_algo.errors import UserError
-from ssd_algo.model import archive, builtin_graph, parameter_file
+from ssd_algo.model import archive, builtin_graph, graph, parameter_file
 
 if TYPE_CHECKING:
     import mxnet as mx
@@ -87,6 +87,11 @@ class Description:
         return int(self.hyperparameters["image_shape"])
 
     @property
+    def input_mean(self) -> "Mean | None":
+        """What `hyperparams.json` says that a network of the built-in's is given less, if it does."""
+        return parse_mean(self.hyperparameters[INPUT_MEAN]) if INPUT_MEAN in self.hyperparameters else None
+
+    @property
     def nms_threshold(self) -> float:
         return self.multibox.nms_threshold if self.multibox else float(self.hyperparameters["nms_threshold"])
 
@@ -107,14 +112,17 @@ class Model:
     ----------
     description : Description
     symbol : str
-        MXNet's JSON of a graph with the nodes `class_logits` and `box_offsets`.
+        MXNet's JSON of the network, whose outputs are `class_logits` and `box_offsets`.
     parameters : dict of float32 arrays by name
         Of the graph, with its constants, among them `anchors` (1, A, 4).
+    preprocessing : str
+        Of a model of the built-in's, in a sentence for the log, what its network is given and why; else empty.
     """
 
     description: Description
     symbol: str
     parameters: dict[str, NDArray[np.float32]]
+    preprocessing: str
 
     @property
     def has_graph_of_builtin(self) -> bool:
@@ -255,13 +263,29 @@ def describe(directory: Path) -> Description:
     except ValueError as error:
         raise not_usable(directory) from error
     description = Description(hyperparameters, {int(identity): name for identity, name in classes.items()}, multibox)
-    for name in ("num_classes", "base_network", "image_shape", "overlap_threshold", "nms_threshold", "nms_topk"):
+    for name, most in (
+        ("num_classes", 10_000),
+        ("base_network", None),
+        ("image_shape", 4096),
+        ("overlap_threshold", 1),
+        ("nms_threshold", 1),
+        ("nms_topk", None),
+    ):
         try:
-            getattr(description, name)
+            value = getattr(description, name)
+            if most is not None and not 0 < value <= most:
+                raise ValueError(f"{value} is not above 0 and at most {most}")
         except (KeyError, ValueError) as error:
             raise UserError(
                 f'{directory / HYPERPARAMETERS_FILE}: "{name}" is missing or wrong; use the file that training wrote.'
             ) from error
+    try:
+        _ = description.input_mean
+    except ValueError as error:
+        raise UserError(
+            f'{directory / HYPERPARAMETERS_FILE}: "{INPUT_MEAN}" is "{hyperparameters[INPUT_MEAN]}"; it must be '
+            f"{error}."
+        ) from error
     return description
 
 
@@ -305,6 +329,7 @@ def network(directory: Path, precision: Precision, input_mean: Mean | None = Non
         When the artifact is damaged, or int8 is asked for and it was not calibrated.
     """
     check_precision(directory, precision)
+    check_input_mean(directory, input_mean)
     path = directory / NETWORK_FILES[precision]
     if path.is_file():
         return path.read_bytes(), path
@@ -343,32 +368,80 @@ def read(directory: Path, input_mean: Mean | None = None) -> Model:
     Raises
     ------
     UserError
-        When a file is missing or damaged.
+        When a file is missing or damaged, or does not fit another.
     """
-    described, parameters = describe(directory), load_parameters(directory)
+    described = describe(directory)
+    check_input_mean(directory, input_mean)
+    parameters = load_parameters(directory)
     symbol = _symbol_file(directory).read_text(encoding="utf-8")
-    if described.multibox is None:
-        if "anchors" not in parameters:
-            raise not_usable(directory)
-        return Model(described, symbol, parameters)
-    graph = _adopted(directory, symbol, described.image_shape)
-    if not graph.has_mean:
-        mean = _input_mean(graph, described, parameters, input_mean)
-        parameters["data_mean"] = np.asarray(mean, dtype=np.float32).reshape(1, 3, 1, 1)
-    return Model(described, graph.symbol, parameters | {"anchors": graph.anchors[None]})
-
-
-def _adopted(directory: Path, symbol: str, image_shape: int) -> builtin_graph.BuiltinGraph:
+    told = ""
     try:
-        return builtin_graph.adopted(symbol, image_shape)
-    except ValueError as error:
+        if described.multibox is None:
+            cut = graph.network_of(symbol)
+        else:
+            adopted = builtin_graph.adopted(symbol, described.image_shape)
+            cut = adopted.symbol
+            parameters["anchors"] = adopted.anchors[None]
+            if not adopted.has_mean:
+                mean, told = _input_mean(adopted, described, parameters, input_mean)
+                parameters["data_mean"] = np.asarray(mean, dtype=np.float32).reshape(1, 3, 1, 1)
+        nodes = graph.parse(cut)
+        classes = graph.foreground_classes(nodes)
+    except graph.NONSENSE as error:
         raise not_usable(directory) from error
+    if classes != described.num_classes:
+        raise UserError(
+            f"{directory / HYPERPARAMETERS_FILE}: num_classes is {described.num_classes}, but the network of "
+            f"{_symbol_file(directory).name} has {classes}; use the files of one training."
+        )
+    _check_parameters(directory, nodes, parameters)
+    return Model(described, cut, parameters, told)
 
 
-def save_deployed(directory: Path, target: Path, input_mean: Mean | None = None) -> None:
+def check_input_mean(directory: Path, input_mean: Mean | None) -> None:
+    """See that an artifact leaves open what its network is given, if that is asked for.
+
+    Raises
+    ------
+    UserError
+    """
+    if input_mean is not None and (
+        describe(directory).multibox is None or '"data_mean"' in _symbol_file(directory).read_text(encoding="utf-8")
+    ):
+        raise UserError(
+            f"{directory}: an input mean is given, but the model has its own inside; it is for models as the built-in "
+            "algorithm left them. Leave it out."
+        )
+
+
+def _check_parameters(directory: Path, nodes: list[graph.Node], parameters: dict[str, NDArray[np.float32]]) -> None:
+    """See that the network has all its parameters, and the convolutions in their shapes."""
+    path = _parameters_file(directory)
+    wanted = [node["name"] for node in nodes if node["op"] == "null" and node["name"] != graph.INPUT] + ["anchors"]
+    missing = next((name for name in wanted if name not in parameters), None)
+    if missing is not None:
+        raise UserError(f"{path} lacks {missing}, which the network has; use the files of one training.")
+    for node in nodes:
+        if node["op"] == "Convolution":
+            filters, kernel = int(node["attrs"]["num_filter"]), graph.numbers(node["attrs"]["kernel"])
+            weight = nodes[node["inputs"][1][0]]["name"]
+            shape = parameters[weight].shape
+            if (shape[0], shape[2:]) != (filters, kernel):
+                raise UserError(
+                    f"{path}: {weight} is {shape}, but the network wants {filters} filters of {kernel}; use the "
+                    "files of one training."
+                )
+
+
+def save_deployed(directory: Path, target: Path, input_mean: Mean | None = None) -> str:
     """Put an artifact into a new directory, such that any MXNet runs its symbol on raw RGB: ours as it is.
 
     A model of the built-in's ends in its detections then, and what is subtracted from its input is inside.
+
+    Returns
+    -------
+    str
+        What the network is given and why, where that was open; else empty.
 
     Raises
     ------
@@ -380,7 +453,7 @@ def save_deployed(directory: Path, target: Path, input_mean: Mean | None = None)
     parameters = parameter_file.read(_parameters_file(directory))
     hyperparameters = described.hyperparameters
     if described.multibox is not None:
-        symbol = builtin_graph.deployed(symbol, builtin_graph.adopted(symbol, described.image_shape))
+        symbol = builtin_graph.deployed(symbol, has_mean=not model.preprocessing)
         parameters |= {"arg:data_mean": model.parameters["data_mean"]}
         hyperparameters = {n: each for n, each in hyperparameters.items() if n != INPUT_MEAN}
         hyperparameters |= {"nms_threshold": str(described.nms_threshold), "nms_topk": str(described.nms_topk)}
@@ -393,33 +466,29 @@ def save_deployed(directory: Path, target: Path, input_mean: Mean | None = None)
         parameter_file.write(target / PARAMETERS_FILE, parameters)
     except OSError as error:
         raise _cannot_write(target, sum(each.nbytes for each in parameters.values()), error) from error
+    return model.preprocessing
 
 
 def _input_mean(
-    graph: builtin_graph.BuiltinGraph,
+    adopted: builtin_graph.BuiltinGraph,
     described: Description,
     parameters: dict[str, NDArray[np.float32]],
     given: Mean | None,
-) -> Mean:
-    """What to subtract from the RGB that a network of the built-in's is given; said in the log, with the reason."""
-    if given is None and INPUT_MEAN in described.hyperparameters:
-        given = parse_mean(described.hyperparameters[INPUT_MEAN])
-    mean, why = given, "as it was asked for"
-    if mean is None and graph.input_statistics is None:
+) -> tuple[Mean, str]:
+    """What to subtract from the RGB that a network of the built-in's is given, and a sentence that says why."""
+    mean, why = given or described.input_mean, "as it was asked for"
+    if mean is None and adopted.input_statistics is None:
         mean, why = _BUILTIN_MEAN, "as ImageNet's weights of a network without BatchNorm on its input want it"
     if mean is None:
         # A BatchNorm on the input has seen in training what the network was given.
-        seen = float(np.mean(parameters.get(graph.input_statistics or "", np.zeros(3))))
+        seen = float(np.mean(parameters.get(adopted.input_statistics or "", np.zeros(3))))
         mean = _RAW if seen > _MOST_SEEN_WITHOUT_MEAN else _BUILTIN_MEAN
         why = f"as the mean that its input's BatchNorm saw in training, {seen:.1f}, shows"
-    logger.info(
-        "The model is one of the built-in algorithm (%s, %d): it is given %s, %s.",
-        described.base_network,
-        described.image_shape,
-        "raw RGB" if tuple(mean) == _RAW else f"RGB less ({', '.join(f'{each:g}' for each in mean)})",
-        why,
+    what = "raw RGB" if tuple(mean) == _RAW else f"RGB less ({', '.join(f'{each:g}' for each in mean)})"
+    return mean, (
+        f"The model is one of the built-in algorithm ({described.base_network}, {described.image_shape}): it is given "
+        f"{what}, {why}."
     )
-    return mean
 
 
 def parse_mean(text: str) -> Mean:
@@ -450,6 +519,8 @@ def exported(directory: Path, input_mean: Mean | None = None) -> "onnx.ModelProt
     from ssd_algo.model.onnx_graph import to_onnx
 
     model = read(directory, input_mean)
+    if model.preprocessing:
+        logger.info("%s", model.preprocessing)
     try:
         return to_onnx(model.symbol, model.parameters, model.description.image_shape)
     except ValueError as error:
@@ -464,18 +535,17 @@ def not_usable(directory: Path) -> UserError:
 
 
 def load_symbol(symbol: str) -> "mx.sym.Symbol":
-    """A model's graph, cut before its detections: outputs `class_logits` and `box_offsets`.
+    """The network of a `Model` in MXNet: outputs `class_logits` and `box_offsets`.
 
     Raises
     ------
     ValueError
-        When it has none.
+        When MXNet does not take it.
     """
     import mxnet as mx
 
     try:
-        internals = mx.sym.load_json(symbol).get_internals()
-        return mx.sym.Group([internals["class_logits_output"], internals["box_offsets_output"]])
+        return mx.sym.load_json(symbol)
     except mx.base.MXNetError as error:
         raise ValueError("the graph is not one that training writes") from error
 
@@ -500,7 +570,10 @@ def unpacked(channel: Path) -> Iterator[Path]:
         archive.unpack(packed, Path(directory), _MEMBERS)
         missing = _missing(Path(directory))
         if missing:
-            raise UserError(f"{packed} holds no model: {missing} missing; give a model.tar.gz made by training.")
+            raise UserError(
+                f"{packed} holds no model: {missing} missing; give a model.tar.gz made by training, with its "
+                "files at the top."
+            )
         try:
             yield Path(directory)
         except UserError as error:

@@ -163,11 +163,6 @@ def parameter_shapes(network: Network, image_shape: int) -> dict[str, tuple[int,
     return {name: shape for name, shape in shapes.items() if name != "data" and name not in CONSTANTS}
 
 
-def is_class_head(name: str) -> bool:
-    """Whether a parameter has a row for each anchor of a cell and each class: `(per_cell x (C + 1), ...)`."""
-    return name.endswith((f"{_CLASS_HEAD}_conv_weight", f"{_CLASS_HEAD}_conv_bias"))
-
-
 def initial_parameters(
     network: Network, image_shape: int, generator: np.random.Generator
 ) -> dict[str, NDArray[np.float32]]:

@@ -13,7 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ssd_algo.data.boxes import OFFSET_SCALES, SCORE_THRESHOLD
 from ssd_algo.model.builtin_graph import MultiBoxDetection
-from ssd_algo.model.onnx_graph import ANCHORS, OUTPUTS
+from ssd_algo.model.graph import OUTPUTS
+from ssd_algo.model.onnx_graph import ANCHORS
 
 OUTPUT = "detections"
 

@@ -5,7 +5,6 @@ and offsets has a dozen operators.
 """
 
 import ast
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +14,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-INPUT = "data"
-OUTPUTS = ("class_logits", "box_offsets")
+from ssd_algo.model.graph import INPUT, NONSENSE, OUTPUTS, parse
+
 ANCHORS = "anchors"
 
 # What any runtime of the last five years takes.
@@ -66,13 +65,13 @@ def to_onnx(symbol: str, parameters: Mapping[str, NDArray[np.float32]], image_sh
     """
     try:
         nodes = [
-            _Node(each["name"], each["op"], each.get("attrs") or {}, tuple(source for source, *_ in each["inputs"]))
-            for each in json.loads(symbol)["nodes"]
+            _Node(each["name"], each["op"], each["attrs"], tuple(source for source, *_ in each["inputs"]))
+            for each in parse(symbol)
         ]
         numbers = {node.name: number for number, node in enumerate(nodes)}
         ends = [numbers[name] for name in OUTPUTS]
         graph = _Converter(nodes, ends, parameters).graph(image_shape)
-    except (ValueError, KeyError, TypeError, IndexError, SyntaxError, RecursionError) as error:
+    except NONSENSE as error:
         raise ValueError(f"the graph is not one that training writes ({error!r})") from error
     opset = helper.make_opsetid("", _OPSET)
     return helper.make_model(graph, opset_imports=[opset], ir_version=_IR_VERSION, producer_name="ssd-algo")

@@ -57,6 +57,7 @@ def main(base: Path | None = None) -> int:
         check_temporary_directory()
         settings = Settings.from_environment(os.environ)
         described = artifact.describe(directory)
+        artifact.check_input_mean(directory, settings.input_mean)
         devices = gpus.usable()
         if not devices:
             artifact.check_precision(directory, settings.precision)

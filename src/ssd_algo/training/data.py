@@ -66,6 +66,7 @@ def rules(hyperparameters: Hyperparameters) -> Rules:
         label_width=hyperparameters.label_width,
         max_bad_records=hyperparameters.max_bad_records,
         base_network=hyperparameters.base_network,
+        image_shape=hyperparameters.image_shape,
         transfer=hyperparameters.transfer,
     )
 

@@ -23,7 +23,7 @@ from ssd_algo.errors import UserError
 from ssd_algo.inference.predictor import Predictor
 from ssd_algo.model import artifact
 from ssd_algo.model.export import deploy_symbol
-from ssd_algo.model.network import Network
+from ssd_algo.model.network import Network, constants, parameter_shapes
 from ssd_algo.training import cluster, report, resume, schedule
 from ssd_algo.training.checkpoint import Checkpoint, Checkpoints, from_arrays, to_arrays
 from ssd_algo.training.data import TrainingData
@@ -152,7 +152,9 @@ def train(job: Job, loader: Loader | StreamLoader, validation_loader: Loader, st
         if checkpoint is None:
             values = _same_values_everywhere(job, network)
         else:
-            values = resume.values(checkpoint, job.configuration)
+            shapes = parameter_shapes(network, hp.image_shape)
+            shapes |= {name: each.shape for name, each in constants(network).items()}
+            values = resume.values(checkpoint, job.configuration, shapes)
         trainer = Trainer(network, values, hp, contexts, loader.steps(), job.peers)
         predictors = {
             kind: Predictor(engine, network.anchors, hp.image_shape, hp.nms_threshold, hp.nms_topk)

@@ -27,6 +27,8 @@ def check(channel: Path, rules: Rules, class_names: Mapping[int, str], findings:
     try:
         with artifact.unpacked(channel) as directory:
             model = artifact.describe(directory)
+            if model.multibox is not None:
+                artifact.read(directory)
     except UserError as error:
         findings.refuse("channel of weights", "channel model", str(error))
         return
@@ -38,6 +40,13 @@ def check(channel: Path, rules: Rules, class_names: Mapping[int, str], findings:
             "channel model",
             f"it holds a model with base_network {model.base_network}, but the hyperparameter base_network is "
             f"{rules.base_network}; they must be the same.",
+        )
+    if model.multibox is not None and model.image_shape != rules.image_shape:
+        findings.refuse(
+            _FIT,
+            "channel model",
+            f"it holds a network of the built-in algorithm for image_shape {model.image_shape}, but the hyperparameter "
+            f"image_shape is {rules.image_shape}; they must be the same.",
         )
     if model.num_classes != rules.num_classes and not rules.transfer:
         findings.refuse(

@@ -70,8 +70,10 @@ def _described(data: TrainingData) -> dict[str, Any]:
     return fingerprint(data.train) | {"classes": {str(k): v for k, v in data.class_names.items()}}
 
 
-def values(checkpoint: Checkpoint, configuration: Mapping[str, str]) -> dict[str, NDArray[np.float32]]:
-    """The network's parameters and constants, by name.
+def values(
+    checkpoint: Checkpoint, configuration: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, NDArray[np.float32]]:
+    """The network's parameters and constants, by name, which must have these shapes.
 
     Raises
     ------
@@ -85,7 +87,16 @@ def values(checkpoint: Checkpoint, configuration: Mapping[str, str]) -> dict[str
                 f"The checkpoint has {name} {before.get(name)}, but the hyperparameter {name} is "
                 f"{configuration[name]}; give the checkpoint's value, or an empty folder for checkpoints."
             )
-    return below("parameters", checkpoint.arrays)
+    found = below("parameters", checkpoint.arrays)
+    # A model of the built-in's brings a network of its own.
+    other = next((name for name in sorted(shapes) if name not in found or found[name].shape != shapes[name]), None)
+    if other is not None:
+        raise UserError(
+            f"The checkpoint is of another network: its {other} is "
+            f"{found[other].shape if other in found else 'missing'}, not {shapes[other]}; give the channel model that "
+            "the training began with, or none if it had none, or an empty folder for checkpoints."
+        )
+    return found
 
 
 def restore(

@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from mxnet.base import MXNetError
 from numpy.typing import NDArray
 
 from ssd_algo.contract import log_lines
 from ssd_algo.contract.hyperparameters import Hyperparameters
 from ssd_algo.errors import UserError
 from ssd_algo.model import artifact, pretrained
-from ssd_algo.model.builtin_graph import with_classes
+from ssd_algo.model.graph import names_of_class_heads, with_classes
 from ssd_algo.model.network import (
     Network,
     build_network,
     constants,
     initial_parameters,
-    is_class_head,
     parameter_shapes,
     with_momentum_of_statistics,
 )
@@ -46,6 +46,8 @@ def build_network_to_train(hyperparameters: Hyperparameters, data: TrainingData)
         return build_network(hp.base_network, hp.image_shape, hp.num_classes)
     with artifact.unpacked(data.model) as directory:
         model = artifact.read(directory)
+        if model.preprocessing:
+            logger.info("%s", model.preprocessing)
         if model.has_graph_of_builtin:
             network = _network_of_builtin(model, hp, directory)
         else:
@@ -60,10 +62,14 @@ def _network_of_builtin(model: artifact.Model, hyperparameters: Hyperparameters,
             f"Channel model holds a network of the built-in algorithm for image_shape {side}, but the hyperparameter "
             f"image_shape is {hyperparameters.image_shape}; they must be the same."
         )
+    count = len(model.parameters["anchors"][0])
     try:
         symbol = artifact.load_symbol(with_classes(model.symbol, hyperparameters.num_classes))
-    except ValueError as error:
+        _, shapes, _ = symbol.infer_shape(data=(1, 3, side, side))
+    except (ValueError, MXNetError) as error:
         raise artifact.not_usable(directory) from error
+    if shapes != [(1, count, hyperparameters.num_classes + 1), (1, count, 4)]:
+        raise artifact.not_usable(directory)
     return Network(symbol, model.parameters["anchors"][0], tuple(model.parameters["data_mean"].ravel()), None)
 
 
@@ -121,10 +127,10 @@ def _values_of_model(
 ) -> Values:
     read = artifact.read(directory)
     model, loaded = read.description, read.parameters
-    shapes = parameter_shapes(network, hyperparameters.image_shape)
+    shapes, heads = parameter_shapes(network, hyperparameters.image_shape), names_of_class_heads(read.symbol)
     for name, ours in shapes.items():
         shape = ours
-        if is_class_head(name):
+        if name in heads:
             shape = (ours[0] // (hyperparameters.num_classes + 1) * (model.num_classes + 1), *ours[1:])
         if name not in loaded or loaded[name].shape != shape:
             found = loaded[name].shape if name in loaded else "missing"
@@ -137,7 +143,7 @@ def _values_of_model(
     if hyperparameters.transfer:
         identities = origins(model, class_names, hyperparameters.num_classes)
         _log_transfer(class_names, identities)
-        values |= {n: class_head(each, model.num_classes, identities) for n, each in values.items() if is_class_head(n)}
+        values |= {n: class_head(each, model.num_classes, identities) for n, each in values.items() if n in heads}
     return values
 
 

@@ -14,6 +14,8 @@ side = int(json.loads((here / "model" / "hyperparams.json").read_text())["image_
 executor = graph.simple_bind(mx.cpu(), grad_req="null", data=(1, 3, side, side))
 executor.copy_params_from(arguments, auxiliaries)
 picture = cv2.imread(sys.argv[1])
+if picture is None:
+    sys.exit(f"{sys.argv[1]} is no picture that can be read")
 interpolation = cv2.INTER_AREA if min(picture.shape[:2]) > side else cv2.INTER_LINEAR
 square = cv2.cvtColor(cv2.resize(picture, (side, side), interpolation=interpolation), cv2.COLOR_BGR2RGB)
 data = mx.nd.array(square.transpose(2, 0, 1)[None], dtype="float32")

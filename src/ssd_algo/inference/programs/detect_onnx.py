@@ -12,6 +12,8 @@ here = Path(__file__).parent
 session = onnxruntime.InferenceSession(here / "onnx" / (sys.argv[2] if len(sys.argv) > 2 else "model.onnx"))
 side = session.get_inputs()[0].shape[2]
 picture = cv2.imread(sys.argv[1])
+if picture is None:
+    sys.exit(f"{sys.argv[1]} is no picture that can be read")
 interpolation = cv2.INTER_AREA if min(picture.shape[:2]) > side else cv2.INTER_LINEAR
 square = cv2.cvtColor(cv2.resize(picture, (side, side), interpolation=interpolation), cv2.COLOR_BGR2RGB)
 ((rows,),) = session.run(None, {"data": square.transpose(2, 0, 1)[None].astype(np.float32)})
