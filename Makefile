@@ -42,6 +42,7 @@ lint: install
 
 docs: install
 	$(BIN)/python -c "from ssd_algo.contract import hyperparameters; print(hyperparameters.documentation(), end='')" > docs/hyperparameters.md
+	$(BIN)/python docs/failures.py
 	cd examples/requests && PATH="$(CURDIR)/$(BIN):$$PATH" sh make.sh
 
 # DATA: a folder with the four channels of the image format, three classes.

@@ -1,5 +1,6 @@
 """The image, driven by a client of the platform: what the tests of both lines of the SDK and of the notebooks share."""
 
+import ast
 import os
 import re
 import tarfile
@@ -52,10 +53,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def readme_metrics() -> dict[str, str]:
-    """The table of the README: an expression for each metric."""
-    rows = re.findall(r"^\| `(\w+:\w+)` \| `(.+)` \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert len(rows) == 5
-    return dict(rows)
+    """The metric definitions of the README: an expression for each metric."""
+    text = (ROOT / "README.md").read_text()
+    found = re.search(r"metric_definitions = (\[.+?^ *\])$", text, re.DOTALL | re.MULTILINE)
+    assert found
+    return {each["Name"]: each["Regex"] for each in ast.literal_eval(found[1])}
 
 
 def values(log: str) -> dict[str, list[float]]:
