@@ -32,6 +32,8 @@ ROOT = Path(__file__).parents[1]
 TRAIN = [sys.executable, str(ROOT / "scripts" / "train")]
 SERVE = [sys.executable, str(ROOT / "scripts" / "serve")]
 
+LIMIT = 600.0  # seconds of a training
+
 # A network and a budget that a test can wait for.
 SMALL = {
     "num_classes": "3",
@@ -80,7 +82,7 @@ def train(base: Path, hyperparameters: dict[str, str], **more: str) -> Run:
 
 def run_train(base: Path, **more: str) -> Run:
     """Run scripts/train over `base` as it is."""
-    done = subprocess.run(TRAIN, env=environment(base, **more), capture_output=True, text=True, timeout=600)
+    done = subprocess.run(TRAIN, env=environment(base, **more), capture_output=True, text=True, timeout=LIMIT)
     return Run(base, done.returncode, done.stdout, done.stderr)
 
 
