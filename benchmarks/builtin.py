@@ -1,7 +1,7 @@
 """Models of the built-in algorithm: trained on for one epoch, the mAP is not lower than before.
 
-Random weights in a symbol of the built-in's are overfitted to 8 images, put into its artifact again, and trained on. It takes about
-40 minutes on 2 cores.
+Random weights in a symbol of the built-in's are overfitted to 8 images, put into its artifact again, and trained on.
+It takes about 40 minutes on 2 cores.
 """
 
 import sys
