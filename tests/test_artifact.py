@@ -172,7 +172,7 @@ def test_archive_without_a_model(tmp_path: Path) -> None:
     pack(tmp_path / "model.tar.gz", member("model/hyperparams.json", 10), *model_members()[:1])
     assert refused(tmp_path) == (
         f"{tmp_path}/model.tar.gz holds no model: model_algo_1-0000.params, hyperparams.json missing; give a model.tar.gz "
-        "made by training."
+        "made by training, with its files at the top."
     )
 
 
