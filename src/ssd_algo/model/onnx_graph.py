@@ -14,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from ssd_algo.model.graph import INPUT, NONSENSE, OUTPUTS, parse
+from ssd_algo.model.graph import INPUT, NONSENSE, OUTPUTS, parse, reachable
 
 ANCHORS = "anchors"
 
@@ -64,13 +64,14 @@ def to_onnx(symbol: str, parameters: Mapping[str, NDArray[np.float32]], image_sh
         When the graph is not one that training writes.
     """
     try:
+        parsed = parse(symbol)
+        numbers = {node["name"]: number for number, node in enumerate(parsed)}
+        needed = reachable(parsed, [numbers[name] for name in OUTPUTS])
         nodes = [
             _Node(each["name"], each["op"], each["attrs"], tuple(source for source, *_ in each["inputs"]))
-            for each in parse(symbol)
+            for each in parsed
         ]
-        numbers = {node.name: number for number, node in enumerate(nodes)}
-        ends = [numbers[name] for name in OUTPUTS]
-        graph = _Converter(nodes, ends, parameters).graph(image_shape)
+        graph = _Converter(nodes, needed, parameters).graph(image_shape)
     except NONSENSE as error:
         raise ValueError(f"the graph is not one that training writes ({error!r})") from error
     opset = helper.make_opsetid("", _OPSET)
@@ -78,9 +79,8 @@ def to_onnx(symbol: str, parameters: Mapping[str, NDArray[np.float32]], image_sh
 
 
 class _Converter:
-    def __init__(self, nodes: list[_Node], ends: list[int], parameters: Mapping[str, NDArray[np.float32]]) -> None:
-        self._all, self._ends, self._parameters = nodes, ends, parameters
-        self._needed = _reachable(nodes, ends)
+    def __init__(self, nodes: list[_Node], needed: list[int], parameters: Mapping[str, NDArray[np.float32]]) -> None:
+        self._all, self._needed, self._parameters = nodes, needed, parameters
         self._consumers = {number: [] for number in self._needed}  # type: dict[int, list[int]]
         for number in self._needed:
             for source in nodes[number].inputs:
@@ -89,7 +89,7 @@ class _Converter:
         self._initializers: dict[str, onnx.TensorProto] = {}
 
     def graph(self, image_shape: int) -> onnx.GraphProto:
-        for number in sorted(self._needed):
+        for number in self._needed:
             node = self._all[number]
             if node.op != "null" and not self._is_part_of_convolution(number):
                 if node.op not in _OPERATORS:
@@ -260,15 +260,3 @@ _OPERATORS: dict[str, Callable[[_Converter, int, _Node], None]] = {
     "broadcast_mul": _Converter.elementwise,
     "broadcast_div": _Converter.elementwise,
 }
-
-
-def _reachable(nodes: list[_Node], ends: list[int]) -> set[int]:
-    """Numbers of the nodes that others are made of."""
-    found: set[int] = set()
-    waiting = list(ends)
-    while waiting:
-        number = waiting.pop()
-        if number not in found:
-            found.add(number)
-            waiting.extend(nodes[number].inputs)
-    return found
