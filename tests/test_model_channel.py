@@ -162,10 +162,10 @@ def test_known_classes_are_found_as_before_and_new_ones_are_not(trained: Run, fi
 @pytest.mark.parametrize(
     ("rate", "momentum"), [("0.1", 0.9), ("0.001", 0.9), ("0.0002", 0.98), ("0.00005", 0.995), ("1e-9", 0.995)]
 )
-def test_statistics_follow_as_fast_as_weights_do(rate: str, momentum: float) -> None:
+def test_statistics_follow_as_fast_as_weights_do(trained: Run, rate: str, momentum: float) -> None:
     """Further training at a small rate must not replace a model's statistics by those of a few batches."""
     hp = Hyperparameters.parse(SMALL | {"learning_rate": rate})
-    further = build_network_to_train(hp, TrainingData(model=Path("somewhere"))).symbol
+    further = build_network_to_train(hp, TrainingData(model=trained.base / "model")).symbol
     assert momenta(further) == pytest.approx([momentum] * 22)
     assert momenta(build_network_to_train(hp, TrainingData()).symbol) == [0.9] * 22
 
