@@ -388,6 +388,9 @@ def test_whatever_else_connects_is_not_taken_for_a_host() -> None:
         left = threads.submit(other.leave, lambda: None)
         chief.leave(lambda: None)
         left.result(60)
+        closed = threads.submit(other.close)
+        chief.close()
+        closed.result(60)
 
 
 def test_hosts_of_different_lists_are_told() -> None:

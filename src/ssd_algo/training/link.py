@@ -49,7 +49,7 @@ class Link:
         return sent
 
     def wait_for_end(self, patience: float) -> None:
-        """Read over what comes until the other host's process ends, or nothing has come for so many seconds."""
+        """Read over what comes until the other host closes the connection, or nothing has come for so many seconds."""
         self.socket.settimeout(patience)
         with contextlib.suppress(OSError):
             while self.socket.recv(1 << 12):

@@ -200,6 +200,7 @@ def train(job: Job, loader: Loader | StreamLoader, validation_loader: Loader, st
         _tell_end(run, ready)
     else:
         logger.warning(last_words)
+    job.peers.close()
 
 
 def _leave_results(run: Run, ready: float, stopped: bool) -> None:

@@ -198,11 +198,7 @@ class Peers:
             timer.cancel()
 
     def leave(self, close: Callable[[], None]) -> None:
-        """End the job together: all hosts are done, all close what they share, then nobody is missed any more.
-
-        The chief, which has things to write yet, goes on at once; the others wait until it ends. Docker Compose, as in
-        the platform's local mode, stops all of a job's containers when one ends.
-        """
+        """End the training together: all hosts are done, all close what they share, then nobody is missed any more."""
         if self.size == 1:
             return
         self.exchange("done", None)
@@ -214,8 +210,16 @@ class Peers:
             link.ended.wait(_LAST_WORDS)  # who closes before the other has said it seems lost
         self._take_over()
         self._left = True
-        if not self.is_chief:
+
+    def close(self) -> None:
+        """After `leave`, end the job: the others when the chief does, which may have had things to write.
+
+        Docker Compose, as in the platform's local mode, stops all of a job's containers when one ends.
+        """
+        if self.size > 1 and not self.is_chief:
             self._links[0].wait_for_end(_SILENCE)
+        for link in self._links.values():
+            link.socket.close()
 
     def fail(self, error: Exception) -> None:
         """End the process, as this host fails; from any thread, where others may wait for ever for what it was to do.
