@@ -28,6 +28,7 @@ _TEMPLATE = Path(__file__).with_name("report.html.jinja")
 _PHOTO_SIDE = 512  # pixels
 _QUALITY = 80
 _FEW_BOXES = 8  # of an image, which all get labels
+_MOST_LABELS = 40  # of an image; more would cover each other
 
 # Beyond these a table says no more.
 _MOST_ROWS = 200
@@ -137,6 +138,7 @@ def render(metrics: dict[str, Any], of: Evaluated | None) -> str:
         "table": _rows(metrics.get("evaluation")),
         "confusion": _confusion(metrics.get("evaluation")),
         "most_rows": _MOST_ROWS,
+        "most_labels": _MOST_LABELS,
     }
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(context)
 
@@ -220,9 +222,10 @@ def _marks(image: int, analysis: Analysis, names: dict[int, str], scale: float) 
     """Solid what is found, in its class's colour, and dashed what is labelled; what is wrong has a label."""
     errors = analysis.errors
     found, objects = np.flatnonzero(errors.found.image == image), np.flatnonzero(errors.objects.image == image)
-    false = [row for row in found if errors.kinds[row] in KINDS]
+    false = sorted((row for row in found if errors.kinds[row] in KINDS), key=lambda row: -errors.found.scores[row])
     right = [row for row in found if errors.kinds[row] == "right"]
     present = [row for row in objects if not errors.objects.ignored[row]]
+    missed = [row for row in present if not errors.hit[row]]
     few = len(false) + len(present) <= _FEW_BOXES
 
     def detection(row: int, labelled: bool) -> Mark:
@@ -236,8 +239,8 @@ def _marks(image: int, analysis: Analysis, names: dict[int, str], scale: float) 
         return Mark(errors.objects.boxes[row] * scale, WHITE, label, dashed=True)
 
     return [
-        *(detection(row, True) for row in false),
-        *(truth(row, True) for row in present if not errors.hit[row]),
+        *(detection(row, place < _MOST_LABELS) for place, row in enumerate(false)),
+        *(truth(row, place < _MOST_LABELS) for place, row in enumerate(missed, len(false))),
         *(detection(row, few) for row in right),
         *(truth(row, False) for row in present if errors.hit[row]),
     ]
