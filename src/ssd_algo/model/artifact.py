@@ -1,16 +1,17 @@
 """The model directory: its file names, saved whole or not at all, loaded with clear refusals."""
 
 import errno
-import gzip
+import io
 import json
 import logging
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from ssd_algo.model import archive, builtin_graph, graph, parameter_file
 if TYPE_CHECKING:
     import mxnet as mx
     import onnx
+    from _typeshed import ReadableBuffer
 
 logger = logging.getLogger(__name__)
 
@@ -220,8 +222,8 @@ def pack(directory: Path, packed: Path) -> None:
     def write(path: Path) -> None:
         with (
             path.open("wb") as raw,
-            gzip.GzipFile(fileobj=raw, mode="wb", filename="", mtime=0, compresslevel=1) as compressed,
-            tarfile.open(fileobj=compressed, mode="w") as tar,
+            _Compressed(raw) as compressed,
+            tarfile.open(fileobj=cast(BinaryIO, compressed), mode="w|") as tar,
         ):
             for name in (*_REQUIRED, *_OPTIONAL, *NETWORK_FILES.values()):
                 if (directory / name).is_file():
@@ -233,6 +235,28 @@ def pack(directory: Path, packed: Path) -> None:
     except OSError as error:
         size = sum(path.stat().st_size for path in directory.iterdir() if path.is_file())
         raise _cannot_write(packed, size, error) from error
+
+
+class _Compressed(io.RawIOBase):
+    """What a gzip file is written through, with neither a time nor a name in it.
+
+    By Huffman's codes alone: no bytes repeat in weights, and looking for some takes two thirds of the time.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._compressor = zlib.compressobj(1, zlib.DEFLATED, 16 + zlib.MAX_WBITS, 9, zlib.Z_HUFFMAN_ONLY)
+
+    def write(self, content: "ReadableBuffer") -> int:
+        self._file.write(self._compressor.compress(content))
+        return memoryview(content).nbytes
+
+    def close(self) -> None:
+        try:
+            if not self.closed:
+                self._file.write(self._compressor.flush())
+        finally:
+            super().close()
 
 
 def _cannot_write(path: Path, size: int, error: OSError) -> UserError:
