@@ -197,7 +197,7 @@ def base(tmp_path: Path, shapes: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A training long enough to find shapes, outside the platform: 160 images, 20 batches an epoch, 8 epochs.
+    """A training long enough to find shapes, outside the platform: 160 images, 20 batches an epoch, 6 epochs.
 
     Of several processes that run tests one trains, and the others wait for it.
     """
@@ -214,7 +214,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def train_shapes(base: Path) -> Run:
     demo.write_channels(base / "input" / "data", 160, 30, np.random.default_rng(1))
-    longer = {"epochs": "8", "lr_scheduler_step": "6, 7", "learning_rate": "0.01", "num_training_samples": "160"}
+    longer = {"epochs": "6", "lr_scheduler_step": "4, 5", "learning_rate": "0.01", "num_training_samples": "160"}
     longer |= {"export_int8": "1"}
     run = train(base, SMALL | longer | {"_tuning_objective_metric": "validation:mAP"})
     assert run.code == 0, run.err

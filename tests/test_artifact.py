@@ -40,7 +40,7 @@ def test_model_directory(trained: Run) -> None:
     }
     hyperparameters = json.loads((trained.base / "model" / "hyperparams.json").read_text())
     assert hyperparameters["base_network"] == "resnet-18"
-    assert hyperparameters["lr_scheduler_step"] == "6, 7"
+    assert hyperparameters["lr_scheduler_step"] == "4, 5"
     assert hyperparameters["_tuning_objective_metric"] == "validation:mAP"
     assert all(isinstance(value, str) for value in hyperparameters.values())
 

@@ -313,13 +313,16 @@ def test_every_candidate_enters_suppression(tmp_path: Path) -> None:
     assert_equal(found, expected[0])
 
 
-def overfit_job(base: Path, data: Path, model: Path) -> None:
-    """Channels whose validation images are those of training, and a model channel with the built-in's archive."""
+def overfit_job(base: Path, data: Path, model: Path, packed: bool = False) -> None:
+    """Channels whose validation images are those of training, and a model channel: an archive, or what is in one."""
     channels = base / "input" / "data"
     channels.mkdir(parents=True)
     for name in ("train", "train_annotation"):
         (channels / name).symlink_to(data / name)
         (channels / name.replace("train", "validation")).symlink_to(data / name)
+    if not packed:
+        (channels / "model").symlink_to(model)
+        return
     (channels / "model").mkdir()
     with tarfile.open(channels / "model" / "model.tar.gz", "w:gz") as archive:
         for path in model.iterdir():
@@ -353,7 +356,7 @@ def train_on(folder: Path, base_network: str, side: int, steps: int) -> tuple[fl
     values = artifact.load_parameters(folder / "first" / "model")
     known = {name: mx.nd.array(values[name.split(":")[1]]) for name in parameters}
     builtin.save(folder / "known", symbol, known, base_network, side, 3)
-    overfit_job(folder / "second", folder / "data", folder / "known")
+    overfit_job(folder / "second", folder / "data", folder / "known", packed=True)
     second = train(folder / "second", job | {"learning_rate": "0.0001"})
     assert "Training starts from the model of channel model." in second.out
     return before, score(second)
@@ -388,7 +391,7 @@ def test_a_checkpoint_of_another_network(tmp_path: Path, random_model: Path) -> 
     (tmp_path / "job" / "checkpoints").mkdir()
     job = SMALL | {"base_network": "resnet-50"}
     assert train(tmp_path / "job", job).code == 0
-    shutil.rmtree(tmp_path / "job" / "input" / "data" / "model")
+    (tmp_path / "job" / "input" / "data" / "model").unlink()
     assert_refused(
         train(tmp_path / "job", job),
         "The checkpoint is of another network: its _plus12_cls_pred_conv_bias is (16,), not (24,); give the channel model "

@@ -333,7 +333,7 @@ def job(base: Path, **hyperparameters: str) -> Path:
 
 def test_through_the_front_door(sources: Path, tmp_path: Path) -> None:
     """Both channels; stopped, then started anew, when the platform counts its FIFOs from 0 again."""
-    data = job(tmp_path, epochs="3", checkpoint_minutes="0.0001")
+    data = job(tmp_path, epochs="2", checkpoint_minutes="0.0001")
     (tmp_path / "checkpoints").mkdir()
     train, validation = (sources / channel / f"{channel}.manifest" for channel in ("train", "validation"))
     names = ("--attributes", "source-ref,boxes,boxes-metadata")

@@ -127,7 +127,7 @@ def test_the_metrics_are_those_of_the_kept_model(metrics: dict[str, Any], traine
     names = {f"validation/validation-{number:04d}.jpg" for number in range(30)}
     assert {each["name"] for each in evaluation["photos"]} <= names
     assert metrics["data"]["train"]["images"] == 160
-    assert metrics["hyperparameters"]["epochs"] == "8"
+    assert metrics["hyperparameters"]["epochs"] == "6"
     assert metrics["time"]["steps_seconds"] == pytest.approx(
         sum(each["seconds"] - each["waited_seconds"] for each in metrics["epochs"])
     )
@@ -136,7 +136,7 @@ def test_the_metrics_are_those_of_the_kept_model(metrics: dict[str, Any], traine
 def test_the_history_has_a_row_an_epoch(output: Path, metrics: dict[str, Any]) -> None:
     with (output / "history.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 8
+    assert len(rows) == 6
     for row, entry in zip(rows, metrics["epochs"], strict=True):
         expected = {
             name: entry[name] for name in ("epoch", "cross_entropy", "smooth_l1", "learning_rate", "validation_seconds")

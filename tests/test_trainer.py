@@ -32,13 +32,13 @@ def make(contexts: list[mx.Context], **hyperparameters: str) -> Trainer:
 
 
 def batch(weights: tuple[float, ...] = (1, 1, 1, 1)) -> Batch:
-    """Four noise images with two boxes each."""
+    """Noise images, one for each weight, with two boxes each."""
     generator = np.random.default_rng(1)
-    low = generator.uniform(0, 0.5, (4, 2, 2))
+    low = generator.uniform(0, 0.5, (len(weights), 2, 2))
     return Batch(
-        images=generator.integers(0, 256, (4, 128, 128, 3), dtype=np.uint8),
+        images=generator.integers(0, 256, (len(weights), 128, 128, 3), dtype=np.uint8),
         boxes=np.concatenate([low, low + 0.3], axis=2).astype(np.float32),
-        classes=generator.integers(0, 3, (4, 2)).astype(np.float32),
+        classes=generator.integers(0, 3, (len(weights), 2)).astype(np.float32),
         weights=np.asarray(weights, dtype=np.float32),
     )
 
@@ -161,8 +161,8 @@ def test_twenty_steps_from_the_same_start_end_bit_identical() -> None:
 def test_a_step_reads_nothing_from_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Over 50 steps only the losses are read: ten at a time, and none of the step just begun."""
     monkeypatch.setattr("ssd_algo.training.trainer._QUEUED_SECONDS", float("inf"))
-    trainer = make([mx.cpu()], recipe="modern")
-    trainer.train_epoch(0, [batch()])
+    trainer = make([mx.cpu()], recipe="modern", mini_batch_size="1")
+    trainer.train_epoch(0, [batch((1,))])
     reads: list[tuple[str, int]] = []
     begun = 0
 
@@ -182,7 +182,7 @@ def test_a_step_reads_nothing_from_the_device(monkeypatch: pytest.MonkeyPatch) -
         nonlocal begun
         for _ in range(50):
             begun += 1
-            yield batch()
+            yield batch((1,))
 
     trainer.train_epoch(1, batches())
     # Losses 1 to 10 after the eleventh step was begun, and so on; the last ten with the epoch's end.
