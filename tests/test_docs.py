@@ -47,7 +47,7 @@ ELSEWHERE = {
     r"docker run .*(--read-only|--network)": "needs Docker: tests/image/test_confined.py",
     r"docker run": "needs Docker: tests/image/test_image.py",
     r"docker network create": "needs Docker: tests/image/test_image.py",
-    r"docker (tag|push)": "needs a registry of one's own",
+    r"docker (tag|push)|aws ecr": "needs a registry of one's own",
     r"aws sagemaker create-training-job": "needs an account: tests/test_request.py holds requests against the API",
     r".venv/bin/ssd-algo check .*s3://": "needs a bucket: tests/test_s3.py",
     r".venv/bin/ssd-algo predict --endpoint": "needs an account: tests/test_predict.py",

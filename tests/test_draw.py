@@ -36,6 +36,19 @@ def test_labels_stay_in_the_image_and_off_each_other() -> None:
     assert min(plates) > 100
 
 
+def test_a_label_without_room_is_left_out() -> None:
+    """Of many that lie on each other those of the first marks are there, each whole."""
+    ground = np.zeros((100, 100, 3), dtype=np.uint8)
+    colours = [(255, 255 - number, 0) for number in range(40)]
+    drawn = draw(ground, [Mark([40, 40, 60, 60], each, "label") for each in colours])
+    plates = [int((drawn == each).all(axis=2).sum()) for each in colours]
+    (whole,) = {each for each in plates[1:] if each > 0}
+    shown = [each > 0 for each in plates]
+    assert 2 < sum(shown) < 10
+    assert shown == sorted(shown, reverse=True)
+    assert whole > 200
+
+
 def test_a_broken_line_is_broken() -> None:
     drawn = draw(np.zeros((60, 80, 3), dtype=np.uint8), [Mark([10, 10, 70, 50], WHITE, dashed=True)])
     top = (drawn[10] == 255).all(axis=1)

@@ -96,6 +96,16 @@ def test_patterns_and_int8_of_an_archive(trained: Run, photos: Path) -> None:
     assert Path("seen/three.png").is_file()
 
 
+def test_where_little_is_found_a_lower_threshold_is_named(trained: Run, photos: Path) -> None:
+    done = predict(trained.base / "model", "a", "--threshold", "0.9999")
+    assert [each["annotations"] for each in lines(done)] == [[], []]
+    assert (done.exit_code, done.stderr) == (
+        0,
+        "In 2 of 2 photos nothing has a score of at least 0.9999. A lower --threshold shows more; the model's report says "
+        "where to cut the scores.\n",
+    )
+
+
 def test_what_is_no_image_keeps_none_from_its_turn(trained: Run, photos: Path) -> None:
     Path("a/broken.jpg").write_bytes(b"no image")
     Path("gone.jpg").symlink_to("nowhere")

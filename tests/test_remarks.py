@@ -164,6 +164,19 @@ def test_the_course_of_the_map() -> None:
     assert said(**course(0.1, 0.5)) == []
 
 
+def test_a_short_training() -> None:
+    classes = {"0": a_class("cat", AP=0.1, AP_75=0.0), "1": a_class("dog", AP=0.1, AP_75=0.0)}
+    weak = an_evaluation(mAP=0.1, classes=classes)
+    assert said(evaluation=weak, epochs=[{"epoch": number, "batches": 4} for number in range(12)]) == [
+        "The training was short: 48 steps in 12 epochs. A network that begins with random weights takes some hundreds "
+        "until it tells classes apart. Before anything else try more epochs, a smaller mini_batch_size or ImageNet "
+        "weights (use_pretrained_model)."
+    ]
+    assert said(evaluation=weak, epochs=[{"epoch": 0, "batches": 500}]) == []
+    assert said(evaluation=an_evaluation(), epochs=[{"epoch": 0, "batches": 48}]) == []
+    assert said(evaluation=weak) == []
+
+
 def test_waiting_for_images() -> None:
     assert said(time={"waited_seconds": 30.0, "steps_seconds": 90.0}) == [
         "The training steps waited for images 30 of 120 seconds (25 %): an instance with more CPUs would train faster."

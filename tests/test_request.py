@@ -181,6 +181,30 @@ def test_hyperparameters_of_a_file_and_of_arguments(tmp_path: Path) -> None:
     }
 
 
+def test_hyperparameters_of_a_request(tmp_path: Path) -> None:
+    """As a job of the built-in was made with."""
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps({"TrainingJobName": "old", "HyperParameters": {"num_classes": "7", "epochs": "5"}}))
+    made = printed(*TRAIN, "--hyperparameters", str(path))
+    assert made["HyperParameters"] == {"num_classes": "3", "epochs": "5", "num_training_samples": "40"}
+    assert made["TrainingJobName"] == "one"
+
+
+def test_warnings_of_image_and_instance() -> None:
+    """The API takes them, but the job would be another one, or refused."""
+    old = "685385470294.dkr.ecr.eu-west-1.amazonaws.com/object-detection:1"
+    done = run("train", old, *TRAIN[2:-1], "ml.p2.xlarge")
+    assert done.exit_code == 0
+    assert done.stderr == (
+        f"warning: {old} is the built-in algorithm's own image; give the address of this one.\n"
+        "warning: ml.p2.xlarge has GPUs that MXNet has no code for, so that the job is refused; use an instance with a V100, "
+        "T4, A100, A10G, L4 or L40S (P3, G4dn, P4d, G5, G6 or G6e).\n"
+    )
+    for type_, warned in (("ml.p5.48xlarge", True), ("ml.p5e.48xlarge", True), ("ml.p3dn.24xlarge", False)):
+        for command in ("train", "tune"):
+            assert ("has GPUs" in run(command, *TRAIN[1:-1], type_).stderr) == warned
+
+
 def test_spot() -> None:
     request = printed(*TRAIN, "--spot", "--checkpoints", "s3://bucket/checkpoints/one", "--max-hours", "5")
     assert request["EnableManagedSpotTraining"] is True
@@ -195,11 +219,11 @@ def test_the_metric_definitions_find_their_values_in_a_log(trained: Run, name: s
     specification = request.get("TrainingJobDefinition", request)["AlgorithmSpecification"]
     found = {each["Name"]: re.findall(each["Regex"], trained.out) for each in specification["MetricDefinitions"]}
     assert {each: len(values) for each, values in found.items()} == {
-        "train:progress": 8,
-        "train:smooth_l1": 8,
-        "train:cross_entropy": 8,
-        "train:throughput": 8,
-        "validation:mAP": 8,
+        "train:progress": 6,
+        "train:smooth_l1": 6,
+        "train:cross_entropy": 6,
+        "train:throughput": 6,
+        "validation:mAP": 6,
     }
     if name == "tuning":
         objective = request["HyperParameterTuningJobConfig"]["HyperParameterTuningJobObjective"]

@@ -187,7 +187,7 @@ def predict(
         raise UserError("there are no images to look at; give MODEL and IMAGES, or --endpoint NAME and IMAGES.")
     found = photos.find(images, output)
     places = photos.places(found, output)
-    failed = False
+    failed, empty, seen = False, 0, 0
     with (
         _detecting(model, precision, endpoint or "", region) as detect,
         progress.bar("detecting", len(found)) as advance,
@@ -202,9 +202,16 @@ def predict(
                 sentence = f"{photo}: {str(error).rstrip('.')}; replace or leave out the image."
                 progress.say(f"{UserError.prefix}: {printable(sentence)}", to_error=True)
             else:
+                seen, empty = seen + 1, empty + (not answer["annotations"])
                 photos.write(photos.draw_annotations(image, answer["annotations"]), place)
                 progress.say(json.dumps({"file": str(photo)} | answer))
             advance(1)
+    if empty and 2 * empty >= seen:
+        click.echo(
+            f"In {empty} of {seen} photos nothing has a score of at least {threshold:g}. A lower --threshold shows "
+            "more; the model's report says where to cut the scores.",
+            err=True,
+        )
     sys.exit(UserError.exit_code if failed else 0)
 
 

@@ -68,7 +68,7 @@ _TRAINING = _options(
         "--hyperparameters",
         "file",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
-        help="A hyperparameters.json; what NAME=VALUE say counts more.",
+        help="A hyperparameters.json, or a CreateTrainingJob request with them; what NAME=VALUE say counts more.",
     ),
     click.option("--model", help="s3:// address of a model.tar.gz to start from."),
     click.option("--spot", is_flag=True, help="On spare capacity, which costs less and may be taken back."),
@@ -99,7 +99,7 @@ def train(
     """CreateTrainingJob: train with IMAGE and the hyperparameters NAME=VALUE."""
     given = _hyperparameters(file, hyperparameters)
     made = requests.training_job(name, Training(**training), given)
-    _warn(Hyperparameters.parse(given).warnings())
+    _warn(requests.warnings(Training(**training)) + Hyperparameters.parse(given).warnings())
     _print_or_send({"create_training_job": made}, send, region)
 
 
@@ -133,7 +133,8 @@ def tune(
     given = _hyperparameters(file, hyperparameters)
     tuned = requests.ranges_to_tune(given, requests.assignments(ranges))
     made = requests.tuning_job(name, Training(**training), given, tuned, jobs, parallel)
-    _warn(Hyperparameters.parse(given).warnings() + requests.tuning_warnings(given, tuned))
+    _warn(requests.warnings(Training(**training)) + Hyperparameters.parse(given).warnings())
+    _warn(requests.tuning_warnings(given, tuned))
     _print_or_send({"create_hyper_parameter_tuning_job": made}, send, region)
 
 
@@ -217,7 +218,8 @@ def transform(
 
 
 def _hyperparameters(file: Path | None, texts: tuple[str, ...]) -> dict[str, str]:
-    return (read_hyperparameters(file) if file else {}) | requests.assignments(texts)
+    """Those of a file and of the command line, which counts more."""
+    return (read_hyperparameters(file, "HyperParameters") if file else {}) | requests.assignments(texts)
 
 
 def _warn(sentences: list[str]) -> None:

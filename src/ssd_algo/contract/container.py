@@ -193,8 +193,13 @@ class Container:
         return self.base / "input" / "config" / f"{name}.json"
 
 
-def read_hyperparameters(path: Path) -> dict[str, str]:
+def read_hyperparameters(path: Path, within: str = "") -> dict[str, str]:
     """A file of hyperparameters, every value as the string that the platform writes for it.
+
+    Parameters
+    ----------
+    within : str
+        The key below which they may lie in the file, with others beside it.
 
     Raises
     ------
@@ -202,6 +207,8 @@ def read_hyperparameters(path: Path) -> dict[str, str]:
         When it is not a flat JSON object.
     """
     values = _read_object(path)
+    if isinstance(values.get(within), dict):
+        values = values[within]
     nested = [name for name, value in values.items() if isinstance(value, dict | list)]
     if nested:
         raise UserError(f"{path}: hyperparameter {nested[0]} is a JSON object or array; give it as a string.")

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ssd_algo.contract.gpus import THAT_WORK
 from ssd_algo.contract.hyperparameters import Hyperparameters
 from ssd_algo.contract.log_lines import METRIC_DEFINITIONS
 from ssd_algo.errors import UserError
@@ -112,6 +113,20 @@ def training_job(name: str, training: Training, hyperparameters: Mapping[str, st
         "HyperParameters": dict(hyperparameters),
         **_definition(training),
     }
+
+
+def warnings(training: Training) -> list[str]:
+    """Sentences on what the API takes, but the job would not come far with."""
+    sentences = []
+    if re.search(r"[./]object-detection(:|@|$)", training.image):
+        sentences.append(f"{training.image} is the built-in algorithm's own image; give the address of this one.")
+    family = training.instance_type.removeprefix("ml.").split(".")[0]
+    if re.match("p(2|[5-9]|[1-9][0-9])", family):
+        sentences.append(
+            f"{training.instance_type} has GPUs that MXNet has no code for, so that the job is refused; use "
+            f"{THAT_WORK}."
+        )
+    return sentences
 
 
 def tuning_job(

@@ -57,7 +57,8 @@ def colour(identity: int) -> Colour:
 def draw(image: Pixels, marks: Sequence[Mark]) -> Pixels:
     """The image with these boxes, the first on top; lines and labels are as large as suits it.
 
-    Each line has a dark rim and each label a plate, so that both are seen on any ground.
+    Each line has a dark rim and each label a plate, so that both are seen on any ground. A label that would hide
+    another, of a mark before, is left out.
     """
     picture = Image.fromarray(image)
     canvas = ImageDraw.Draw(picture, "RGBA")
@@ -66,12 +67,12 @@ def draw(image: Pixels, marks: Sequence[Mark]) -> Pixels:
     line = max(2, round(side / 217))
     for mark in reversed(marks):
         _outline(canvas, mark, line)
-    labelled = [mark for mark in marks if mark.label]
     taken: list[Area] = []
-    for mark in labelled:
-        taken.append(_place(canvas, mark, font, picture.size, taken))
-    for mark, place in reversed(list(zip(labelled, taken, strict=True))):
-        _label(canvas, mark, font, place)
+    for mark in marks:
+        place = _place(canvas, mark, font, picture.size, taken) if mark.label else None
+        if place is not None:
+            taken.append(place)
+            _label(canvas, mark, font, place)
     return np.array(picture)
 
 
@@ -108,8 +109,8 @@ def _place(
     font: ImageFont.FreeTypeFont,
     size: tuple[int, int],
     taken: Sequence[Area],
-) -> Area:
-    """Where a label goes: above the box, within it or below it, where no other label is; else above it."""
+) -> Area | None:
+    """Where a label goes: above the box, within it or below it, where no other label is; None without such a place."""
     _, _, width, height = (int(each) for each in canvas.textbbox((0, 0), printable(mark.label), font=font))
     width, height = width + 6, height + 4
     left, top, right, bottom = (round(float(each)) for each in mark.box)
@@ -117,7 +118,7 @@ def _place(
     for x, y in itertools.product((left, right - width), (top - height, top, bottom - height, bottom)):
         x, y = min(max(0, x), max(0, size[0] - width - 1)), min(max(0, y), max(0, size[1] - height - 1))
         places.append((x, y, x + width, y + height))
-    return next((each for each in places if not any(_overlap(each, other) for other in taken)), places[0])
+    return next((each for each in places if not any(_overlap(each, other) for other in taken)), None)
 
 
 def _label(canvas: ImageDraw.ImageDraw, mark: Mark, font: ImageFont.FreeTypeFont, place: Area) -> None:

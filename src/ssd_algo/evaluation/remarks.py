@@ -10,6 +10,7 @@ Remark = dict[str, Any]
 _NAMED = 3  # classes in a sentence
 
 _FEW_OBJECTS = 30  # of a class in validation, of which a score says little
+_FEW_STEPS = 500  # of a training
 _SMALL = 32.0  # pixels of the network's input, below which an object is hard to see
 
 _ADVICE = {
@@ -39,6 +40,7 @@ def remarks(metrics: dict[str, Any]) -> list[Remark]:
     evaluation, data = metrics.get("evaluation"), metrics.get("data") or {}
     found: list[Remark] = []
     if evaluation and evaluation["objects"]:
+        found += _few_steps(evaluation, metrics.get("epochs") or [])
         found += _labels(evaluation)
         found += _in_both_channels(data)
         found += _weak_classes(evaluation, data)
@@ -53,6 +55,21 @@ def remarks(metrics: dict[str, Any]) -> list[Remark]:
     found += _course(metrics.get("epochs") or [], metrics.get("best"))
     found += _waiting(metrics.get("time") or {})
     return [each | {"text": printable(each["text"])} for each in found]
+
+
+def _few_steps(evaluation: dict[str, Any], epochs: list[dict[str, Any]]) -> Iterator[Remark]:
+    steps = sum(each["batches"] for each in epochs)
+    if epochs and steps < _FEW_STEPS and evaluation["mAP"] < 0.3:
+        yield {
+            "kind": "short training",
+            "text": (
+                f"The training was short: {steps:,} steps in {len(epochs):,} epochs. A network that begins with random "
+                "weights takes some hundreds until it tells classes apart. Before anything else try more epochs, a "
+                "smaller mini_batch_size or ImageNet weights (use_pretrained_model)."
+            ),
+            "steps": steps,
+            "epochs": len(epochs),
+        }
 
 
 def _labels(evaluation: dict[str, Any]) -> Iterator[Remark]:
