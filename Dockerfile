@@ -25,11 +25,12 @@ RUN apt-get update \
  && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /usr/lib/x86_64-linux-gnu/dri /usr/lib/x86_64-linux-gnu/libLLVM*
 
 COPY docker/requirements-${PROCESSOR}.txt /tmp/requirements.txt
-# The lock is complete: --no-deps adds nothing to it. OpenVINO runs on the CPU here; of ONNX no test data is needed.
+# The lock is complete: --no-deps adds nothing to it. OpenVINO runs on the CPU here; of ONNX no test data is needed,
+# and no windows of OpenCV.
 RUN pip install --no-cache-dir --no-compile --require-hashes --no-deps -r /tmp/requirements.txt \
  && rm /tmp/requirements.txt \
  && cd /usr/local/lib/python3.11/site-packages \
- && rm -r openvino/libs/libopenvino_intel_[gn]pu_plugin.so openvino/libs/cache.json onnx/backend/test/data
+ && rm -r openvino/libs/libopenvino_intel_[gn]pu_plugin.so openvino/libs/cache.json onnx/backend/test/data cv2/qt
 # The CUDA libraries are Python packages; the loader's cache finds them there.
 RUN find /usr/local/lib/python3.11/site-packages -path "*/nvidia/*/lib" -type d > /etc/ld.so.conf.d/nvidia-packages.conf && ldconfig
 

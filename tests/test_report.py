@@ -152,7 +152,10 @@ def test_the_history_has_a_row_an_epoch(output: Path, metrics: dict[str, Any]) -
 
 
 def test_the_report_is_made_again(trained: Run, metrics: dict[str, Any], tmp_path: Path) -> None:
-    """From what a training leaves; its network is then the one that is served, which differs by rounding."""
+    """From what a training leaves; its network is then the one that is served, which differs by rounding.
+
+    Nothing is left beside it, in a home or among temporary files.
+    """
     for name in ("model", "output"):
         shutil.copytree(trained.base / name, tmp_path / name)
     (tmp_path / "input").symlink_to(trained.base / "input")
@@ -161,8 +164,14 @@ def test_the_report_is_made_again(trained: Run, metrics: dict[str, Any], tmp_pat
     del metrics["evaluation"], metrics["remarks"]
     (written / "metrics.json").write_text(json.dumps(metrics))
     command = [sys.executable, "-m", "ssd_algo.cli", "report", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    home, temporary = tmp_path / "home", tmp_path / "temporary"
+    home.mkdir()
+    temporary.mkdir()
+    environment = {name: value for name, value in os.environ.items() if name != "MPLCONFIGDIR"}
+    environment |= {"HOME": str(home), "TMPDIR": str(temporary)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert (done.returncode, done.stdout) == (0, f"{written / 'report.html'}\n"), done.stderr
+    assert [*home.iterdir(), *temporary.iterdir()] == []
     again = json.loads((written / "metrics.json").read_text())
     assert again["evaluation"]["mAP"] == pytest.approx(again["best"]["mAP"], abs=1e-3)
     assert again["epochs"] == metrics["epochs"]

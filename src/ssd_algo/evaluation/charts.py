@@ -4,11 +4,15 @@ They hold no text of a user's: what lines mean is said beside them.
 """
 
 import colorsys
+import functools
 import logging
+import os
 import re
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import StringIO
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -140,13 +144,27 @@ def _whole_epochs(axes: "Axes") -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
+@functools.cache
+def _matplotlib() -> ModuleType:
+    """matplotlib, which would keep settings and a list of fonts below a home: there may be none, or none to write to."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it would tell of its list of fonts
+    with tempfile.TemporaryDirectory(prefix="ssd-algo-charts-") as folder:
+        given = os.environ.get("MPLCONFIGDIR")
+        os.environ["MPLCONFIGDIR"] = given or folder
+        try:
+            import matplotlib.backends.backend_svg
+            import matplotlib.figure
+        finally:
+            del os.environ["MPLCONFIGDIR"]
+            if given:
+                os.environ["MPLCONFIGDIR"] = given
+    return matplotlib
+
+
 @contextmanager
 def _axes(x: str, y: str) -> Iterator[tuple["Axes", Any]]:
     """Axes to plot into, and what makes SVG of them; nothing of matplotlib's own state is changed."""
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # of its caches, where no folder can be written
-    import matplotlib
-    from matplotlib.figure import Figure
-
+    matplotlib = _matplotlib()
     settings = {
         "svg.fonttype": "none",
         "svg.hashsalt": y,  # ids are the same each time, and others in each chart
@@ -167,7 +185,7 @@ def _axes(x: str, y: str) -> Iterator[tuple["Axes", Any]]:
         "font.family": "DejaVu Sans",
     }
     with matplotlib.rc_context(settings):
-        figure = Figure(figsize=_SIZE, dpi=72)
+        figure = matplotlib.figure.Figure(figsize=_SIZE, dpi=72)
         figure.subplots_adjust(*_MARGINS)  # a layout that is computed would draw everything three times
         figure.patch.set_visible(False)
         axes = figure.add_subplot()
