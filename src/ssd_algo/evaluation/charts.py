@@ -146,7 +146,7 @@ def _whole_epochs(axes: "Axes") -> None:
 
 @functools.cache
 def _matplotlib() -> ModuleType:
-    """matplotlib, which would keep settings and a list of fonts below a home: there may be none, or none to write to."""
+    """matplotlib, which would keep settings and a list of fonts below a home: there may be none, or a read-only one."""
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it would tell of its list of fonts
     with tempfile.TemporaryDirectory(prefix="ssd-algo-charts-") as folder:
         given = os.environ.get("MPLCONFIGDIR")
