@@ -33,6 +33,7 @@ HYPERPARAMETERS = {
     "image_shape": "128",
     "mini_batch_size": "8",
     "learning_rate": "0.01",
+    "augmentation": "False",  # in two minutes whole pictures teach more than parts of them
     "epochs": "12",
     "lr_scheduler_step": "8, 11",
 }
@@ -137,11 +138,17 @@ def run(train: Sequence[str], serve: Sequence[str], say: Callable[[str], None]) 
     say(last.split("] ", 1)[-1].strip())
     picture = base / "detections.png"
     paths = sorted((base / "input" / "data" / "validation").iterdir())[:6]
+    metrics = json.loads((base / "output" / "data" / "metrics.json").read_text(encoding="utf-8"))
+    threshold = metrics["evaluation"]["threshold"]  # with the highest F1
     with serving(serve, environment, base / "serve.log") as url:
-        drawn = [draw_detections(path, post_image(url, path.read_bytes())["prediction"]) for path in paths]
+        drawn = [draw_detections(path, post_image(url, path.read_bytes())["prediction"], threshold) for path in paths]
     rows = [np.concatenate(drawn[start : start + 3], axis=1) for start in (0, 3)]
     cv2.imwrite(str(picture), cv2.cvtColor(np.concatenate(rows), cv2.COLOR_RGB2BGR))
-    say(f"Done in {time.time() - started:.0f} s. The detections of 6 validation images: {picture}")
+    say(f"The report of the training is in {base / 'output' / 'data' / 'report.html'}")
+    say(
+        f"Done in {time.time() - started:.0f} s. The detections of 6 validation images with a score of at least "
+        f"{threshold:.2f}: {picture}"
+    )
     return picture
 
 
@@ -197,7 +204,7 @@ def post_image(url: str, encoded: bytes, accept: str = "application/json") -> di
     return document
 
 
-def draw_detections(path: Path, rows: Iterable[Sequence[float]], threshold: float = 0.3, zoom: int = 2) -> Pixels:
+def draw_detections(path: Path, rows: Iterable[Sequence[float]], threshold: float, zoom: int = 2) -> Pixels:
     """An image with its detections above a score drawn: box, label and score."""
     image = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
     image = cv2.resize(image, None, fx=zoom, fy=zoom)
