@@ -77,11 +77,11 @@ def model_members() -> list[tarfile.TarInfo]:
 
 def refused(channel: Path) -> str:
     """Why the channel's archive is not unpacked; nothing of it may be left."""
-    temporary = Path(tempfile.gettempdir())
-    before = set(temporary.iterdir())
-    with pytest.raises(UserError) as caught, artifact.unpacked(channel):
-        pass
-    assert {path for path in set(temporary.iterdir()) - before if path.name.startswith("ssd-algo-model-")} == set()
+    with tempfile.TemporaryDirectory() as temporary, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", temporary)
+        with pytest.raises(UserError) as caught, artifact.unpacked(channel):
+            pass
+        assert list(Path(temporary).iterdir()) == []
     return str(caught.value)
 
 
@@ -316,6 +316,14 @@ def test_a_full_disk_leaves_the_last_good_model(tmp_path: Path, trained: Run) ->
             artifact.save(mounted, symbol, {"conv0_weight": np.ones(10**6, dtype=np.float32)}, {"a": "1"}, {})
         assert str(caught.value) == (
             f"{mounted} cannot be written (the disk is full; 4000000 bytes are needed); what was saved before "
+            "is untouched."
+        )
+        assert {path.name: path.read_bytes() for path in mounted.iterdir()} == good
+        size = sum(path.stat().st_size for path in (trained.base / "model").iterdir())
+        with pytest.raises(UserError) as caught:
+            artifact.pack(trained.base / "model", mounted / "model.tar.gz")
+        assert str(caught.value) == (
+            f"{mounted}/model.tar.gz cannot be written (the disk is full; {size} bytes are needed); what was saved before "
             "is untouched."
         )
         assert {path.name: path.read_bytes() for path in mounted.iterdir()} == good

@@ -69,7 +69,7 @@ def test_two_hosts_of_two_devices_train_as_one(tmp_path: Path, shapes: Path, tra
     (data / "model" / "model.tar.gz").symlink_to(trained.base / "output" / "model.tar.gz")
     for channel in shapes.iterdir():
         (data / channel.name).symlink_to(channel)
-    given = SMALL | {"freeze_layer_pattern": ".*bn.*", "learning_rate": "0.0001", "epochs": "6", "validate_every": "6"}
+    given = SMALL | {"freeze_layer_pattern": ".*bn.*", "learning_rate": "0.00005", "epochs": "6", "validate_every": "6"}
     one = tmp_path / "one"
     (one / "input").mkdir(parents=True)
     (one / "input" / "data").symlink_to(data)
@@ -163,7 +163,7 @@ def test_uneven_shards_and_updates_by_the_servers(tmp_path: Path, shapes: Path) 
 
 def test_all_stop_when_one_is_stopped(tmp_path: Path, shapes: Path) -> None:
     """After the same step, with a checkpoint from which all go on."""
-    with hosts(tmp_path, shapes, SMALL | {"mini_batch_size": "4", "epochs": "2", "validate_every": "2"}, 2) as pair:
+    with hosts(tmp_path, shapes, SMALL | {"mini_batch_size": "4", "epochs": "3", "validate_every": "3"}, 2) as pair:
         for host in pair:
             host.start()
         pair[1].until("#progress_metric")

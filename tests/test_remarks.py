@@ -167,11 +167,14 @@ def test_the_course_of_the_map() -> None:
 def test_a_short_training() -> None:
     classes = {"0": a_class("cat", AP=0.1, AP_75=0.0), "1": a_class("dog", AP=0.1, AP_75=0.0)}
     weak = an_evaluation(mAP=0.1, classes=classes)
-    assert said(evaluation=weak, epochs=[{"epoch": number, "batches": 4} for number in range(12)]) == [
-        "The training was short: 48 steps in 12 epochs. A network that begins with random weights takes some hundreds "
-        "until it tells classes apart. Before anything else try more epochs, a smaller mini_batch_size or ImageNet "
-        "weights (use_pretrained_model)."
+    epochs = [{"epoch": number, "batches": 4} for number in range(12)]
+    sentence = "The training was short: 48 steps in 12 epochs. Before anything else try more epochs or a smaller mini_batch_size."
+    assert said(evaluation=weak, epochs=epochs, hyperparameters={"use_pretrained_model": "1"}) == [sentence]
+    assert said(evaluation=weak, epochs=epochs, hyperparameters={"use_pretrained_model": "0"}) == [
+        f"{sentence} From random weights it takes some hundreds of steps until classes are told apart; ImageNet weights "
+        "(use_pretrained_model) or a channel model are a nearer start."
     ]
+    assert said(evaluation=weak, epochs=epochs[:1])[0].startswith("The training was short: 4 steps in 1 epoch. ")
     assert said(evaluation=weak, epochs=[{"epoch": 0, "batches": 500}]) == []
     assert said(evaluation=an_evaluation(), epochs=[{"epoch": 0, "batches": 48}]) == []
     assert said(evaluation=weak) == []

@@ -196,9 +196,9 @@ def test_warnings_of_image_and_instance() -> None:
     done = run("train", old, *TRAIN[2:-1], "ml.p2.xlarge")
     assert done.exit_code == 0
     assert done.stderr == (
-        f"warning: {old} is the built-in algorithm's own image; give the address of this one.\n"
-        "warning: ml.p2.xlarge has GPUs that MXNet has no code for, so that the job is refused; use an instance with a V100, "
-        "T4, A100, A10G, L4 or L40S (P3, G4dn, P4d, G5, G6 or G6e).\n"
+        f"warning: {old} has the name of the built-in algorithm's image; give the address of this one.\n"
+        "warning: ml.p2.xlarge has GPUs that MXNet has no code for, which the GPU image refuses to train on; use an "
+        "instance with a V100, T4, A100, A10G, L4 or L40S (P3, G4dn, P4d, G5, G6 or G6e).\n"
     )
     for type_, warned in (("ml.p5.48xlarge", True), ("ml.p5e.48xlarge", True), ("ml.p3dn.24xlarge", False)):
         for command in ("train", "tune"):

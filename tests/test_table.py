@@ -1,7 +1,6 @@
 """Samples in columns: the same as they went in, in few bytes."""
 
 import gc
-import inspect
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -117,7 +116,7 @@ def test_memory_of_a_sample(record: bool, tmp_path: Path) -> None:
     """At most 12 bytes beside labels and path; an epoch's order takes 4 more."""
     prefix, count = "train/", 20_000
     sample(1, record)  # what is loaded with the first one
-    tracemalloc.start()
+    tracemalloc.start(10)  # frames
     table = SampleTable(prefix, no_file)
     if record:
         table.begin(no_file())
@@ -133,6 +132,6 @@ def test_memory_of_a_sample(record: bool, tmp_path: Path) -> None:
     snapshot = tracemalloc.take_snapshot()
     tracemalloc.stop()
     assert len(table) == count
-    # What the table's own lines hold: threads of other tests may be at work beside.
-    held = snapshot.filter_traces([tracemalloc.Filter(True, inspect.getfile(SampleTable))])
+    # What began here, with all that the table keeps: threads of other tests may be at work beside.
+    held = snapshot.filter_traces([tracemalloc.Filter(True, __file__, all_frames=True)])
     assert sum(each.size for each in held.traces) < labels + 12 * count + 4096  # of the table itself

@@ -11,8 +11,9 @@ import click
 
 from ssd_algo.cli_channels import given
 from ssd_algo.contract import gpus
-from ssd_algo.contract.container import available_cpus, set_up_mxnet
+from ssd_algo.contract.container import available_cpus, set_up_matplotlib, set_up_mxnet
 from ssd_algo.data import progress
+from ssd_algo.data.boxes import SCORE_THRESHOLD
 from ssd_algo.data.findings import Findings, printable
 from ssd_algo.errors import RequestError, UserError
 
@@ -90,7 +91,8 @@ def evaluate(
     metrics["remarks"] = remarks(metrics)
     output.mkdir(parents=True, exist_ok=True)
     (output / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
-    (output / "report.html").write_text(report.render(metrics, of), encoding="utf-8")
+    with set_up_matplotlib():
+        (output / "report.html").write_text(report.render(metrics, of), encoding="utf-8")
     for line in _table(of.described, channel, skipped):
         click.echo(line)
     click.echo(f"{output / 'report.html'}")
@@ -206,10 +208,10 @@ def predict(
                 photos.write(photos.draw_annotations(image, answer["annotations"]), place)
                 progress.say(json.dumps({"file": str(photo)} | answer))
             advance(1)
-    if empty and 2 * empty >= seen:
+    if 2 * empty > seen and threshold > SCORE_THRESHOLD:
         click.echo(
-            f"In {empty} of {seen} photos nothing has a score of at least {threshold:g}. A lower --threshold shows "
-            "more; the model's report says where to cut the scores.",
+            f"In {empty} of {seen} photos nothing has a score of at least {threshold:g}. A lower --threshold may "
+            "show more; the report of a training, or of `ssd-algo evaluate`, says where to cut the scores.",
             err=True,
         )
     sys.exit(UserError.exit_code if failed else 0)

@@ -6,6 +6,8 @@ Everything else asks this object; nothing else spells `/opt/ml` or, `serving.ser
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -207,7 +209,7 @@ def read_hyperparameters(path: Path, within: str = "") -> dict[str, str]:
         When it is not a flat JSON object.
     """
     values = _read_object(path)
-    if isinstance(values.get(within), dict):
+    if within and isinstance(values.get(within), dict):
         values = values[within]
     nested = [name for name, value in values.items() if isinstance(value, dict | list)]
     if nested:
@@ -277,6 +279,23 @@ def set_up_mxnet(one_shape: bool) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(available_cpus()))
     os.environ.setdefault("MXNET_CUDNN_AUTOTUNE_DEFAULT", "1" if one_shape else "0")
     gpus.provide_driver()
+
+
+@contextmanager
+def set_up_matplotlib() -> Iterator[None]:
+    """Within it matplotlib may be imported, and leaves nothing behind.
+
+    It would keep its settings and a list of fonts below a home: there may be none, or a read-only one.
+    """
+    given = os.environ.get("MPLCONFIGDIR")
+    with tempfile.TemporaryDirectory(prefix="ssd-algo-charts-") as folder:
+        os.environ["MPLCONFIGDIR"] = given or folder
+        try:
+            yield
+        finally:
+            del os.environ["MPLCONFIGDIR"]
+            if given:
+                os.environ["MPLCONFIGDIR"] = given
 
 
 def set_up_kvstore(role: str, scheduler: str, port: int, hosts: int, address: str) -> None:

@@ -119,12 +119,14 @@ def warnings(training: Training) -> list[str]:
     """Sentences on what the API takes, but the job would not come far with."""
     sentences = []
     if re.search(r"[./]object-detection(:|@|$)", training.image):
-        sentences.append(f"{training.image} is the built-in algorithm's own image; give the address of this one.")
+        sentences.append(
+            f"{training.image} has the name of the built-in algorithm's image; give the address of this one."
+        )
     family = training.instance_type.removeprefix("ml.").split(".")[0]
     if re.match("p(2|[5-9]|[1-9][0-9])", family):
         sentences.append(
-            f"{training.instance_type} has GPUs that MXNet has no code for, so that the job is refused; use "
-            f"{THAT_WORK}."
+            f"{training.instance_type} has GPUs that MXNet has no code for, which the GPU image refuses to train on; "
+            f"use {THAT_WORK}."
         )
     return sentences
 

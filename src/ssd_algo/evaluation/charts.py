@@ -4,15 +4,11 @@ They hold no text of a user's: what lines mean is said beside them.
 """
 
 import colorsys
-import functools
 import logging
-import os
 import re
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import StringIO
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _SIZE = (4.5, 2.8)  # inches of 72 pixels
-_MARGINS = (0.145, 0.16, 0.98, 0.93)  # left, bottom, right, top of the axes, for numbers of six signs
+_MARGINS = (0.19, 0.16, 0.98, 0.93)  # left, bottom, right, top of the axes, for numbers of seven signs
 _MOST_COLOURS = 10  # classes that can be told apart
 _MOST_LINES = 100
 
@@ -144,27 +140,13 @@ def _whole_epochs(axes: "Axes") -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-@functools.cache
-def _matplotlib() -> ModuleType:
-    """matplotlib, which would keep settings and a list of fonts below a home: there may be none, or a read-only one."""
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it would tell of its list of fonts
-    with tempfile.TemporaryDirectory(prefix="ssd-algo-charts-") as folder:
-        given = os.environ.get("MPLCONFIGDIR")
-        os.environ["MPLCONFIGDIR"] = given or folder
-        try:
-            import matplotlib.backends.backend_svg
-            import matplotlib.figure
-        finally:
-            del os.environ["MPLCONFIGDIR"]
-            if given:
-                os.environ["MPLCONFIGDIR"] = given
-    return matplotlib
-
-
 @contextmanager
 def _axes(x: str, y: str) -> Iterator[tuple["Axes", Any]]:
     """Axes to plot into, and what makes SVG of them; nothing of matplotlib's own state is changed."""
-    matplotlib = _matplotlib()
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it would tell of its list of fonts
+    import matplotlib
+    from matplotlib.figure import Figure
+
     settings = {
         "svg.fonttype": "none",
         "svg.hashsalt": y,  # ids are the same each time, and others in each chart
@@ -185,7 +167,7 @@ def _axes(x: str, y: str) -> Iterator[tuple["Axes", Any]]:
         "font.family": "DejaVu Sans",
     }
     with matplotlib.rc_context(settings):
-        figure = matplotlib.figure.Figure(figsize=_SIZE, dpi=72)
+        figure = Figure(figsize=_SIZE, dpi=72)
         figure.subplots_adjust(*_MARGINS)  # a layout that is computed would draw everything three times
         figure.patch.set_visible(False)
         axes = figure.add_subplot()

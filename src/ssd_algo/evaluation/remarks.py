@@ -40,7 +40,7 @@ def remarks(metrics: dict[str, Any]) -> list[Remark]:
     evaluation, data = metrics.get("evaluation"), metrics.get("data") or {}
     found: list[Remark] = []
     if evaluation and evaluation["objects"]:
-        found += _few_steps(evaluation, metrics.get("epochs") or [])
+        found += _few_steps(evaluation, metrics)
         found += _labels(evaluation)
         found += _in_both_channels(data)
         found += _weak_classes(evaluation, data)
@@ -57,16 +57,20 @@ def remarks(metrics: dict[str, Any]) -> list[Remark]:
     return [each | {"text": printable(each["text"])} for each in found]
 
 
-def _few_steps(evaluation: dict[str, Any], epochs: list[dict[str, Any]]) -> Iterator[Remark]:
+def _few_steps(evaluation: dict[str, Any], metrics: dict[str, Any]) -> Iterator[Remark]:
+    epochs = metrics.get("epochs") or []
     steps = sum(each["batches"] for each in epochs)
     if epochs and steps < _FEW_STEPS and evaluation["mAP"] < 0.3:
+        text = f"The training was short: {steps:,} steps in {len(epochs):,} epoch{'s' if len(epochs) > 1 else ''}. "
+        text += "Before anything else try more epochs or a smaller mini_batch_size."
+        if (metrics.get("hyperparameters") or {}).get("use_pretrained_model") == "0":
+            text += (
+                " From random weights it takes some hundreds of steps until classes are told apart; ImageNet weights "
+                "(use_pretrained_model) or a channel model are a nearer start."
+            )
         yield {
             "kind": "short training",
-            "text": (
-                f"The training was short: {steps:,} steps in {len(epochs):,} epochs. A network that begins with random "
-                "weights takes some hundreds until it tells classes apart. Before anything else try more epochs, a "
-                "smaller mini_batch_size or ImageNet weights (use_pretrained_model)."
-            ),
+            "text": text,
             "steps": steps,
             "epochs": len(epochs),
         }

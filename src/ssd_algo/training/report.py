@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssd_algo.contract.container import Container, available_cpus, set_up_mxnet
+from ssd_algo.contract.container import Container, available_cpus, set_up_matplotlib, set_up_mxnet
 from ssd_algo.contract.hyperparameters import Hyperparameters
 from ssd_algo.data.check import summary
 from ssd_algo.data.progress import Progress
@@ -47,7 +47,8 @@ def leave(job: "Job", validation: "Validation", stop: Stop, seconds: dict[str, f
             of = report.evaluated(best["validation"], compared, samples, job.data.class_names, threshold)
         time = {"time": _times(metrics["epochs"]) | seconds}
         validation.add_to_metrics(_additions(metrics | time, job.configuration, job.checked, of) | time)
-        path = job.write_report(report.render(validation.metrics(), of))
+        with set_up_matplotlib():
+            path = job.write_report(report.render(validation.metrics(), of))
     except Exception as error:  # the job has its model
         logger.warning("The report cannot be made (%s); the model itself is whole.", error)
     else:
@@ -97,7 +98,8 @@ def make(container: Container, progress: Progress) -> Path:
     )
     metrics |= _additions(metrics, model.hyperparameters, checked, of)
     container.write_output("metrics.json", metrics)
-    return container.write_text("report.html", report.render(metrics, of))
+    with set_up_matplotlib():
+        return container.write_text("report.html", report.render(metrics, of))
 
 
 def _additions(
