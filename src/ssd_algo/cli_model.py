@@ -189,7 +189,7 @@ def predict(
         raise UserError("there are no images to look at; give MODEL and IMAGES, or --endpoint NAME and IMAGES.")
     found = photos.find(images, output)
     places = photos.places(found, output)
-    failed, empty, seen = False, 0, 0
+    failed = empty = 0
     with (
         _detecting(model, precision, endpoint or "", region) as detect,
         progress.bar("detecting", len(found)) as advance,
@@ -200,14 +200,15 @@ def predict(
                 image = decode(encoded)
                 answer = detect(encoded, image, threshold)
             except (NotAnImage, RequestError) as error:
-                failed = True
+                failed += 1
                 sentence = f"{photo}: {str(error).rstrip('.')}; replace or leave out the image."
                 progress.say(f"{UserError.prefix}: {printable(sentence)}", to_error=True)
             else:
-                seen, empty = seen + 1, empty + (not answer["annotations"])
+                empty += not answer["annotations"]
                 photos.write(photos.draw_annotations(image, answer["annotations"]), place)
                 progress.say(json.dumps({"file": str(photo)} | answer))
             advance(1)
+    seen = len(found) - failed
     if 2 * empty > seen and threshold > SCORE_THRESHOLD:
         click.echo(
             f"In {empty} of {seen} photos nothing has a score of at least {threshold:g}. A lower --threshold may "

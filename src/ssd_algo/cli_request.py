@@ -97,9 +97,9 @@ def train(
     name: str, hyperparameters: tuple[str, ...], file: Path | None, send: bool, region: str | None, **training: Any
 ) -> None:
     """CreateTrainingJob: train with IMAGE and the hyperparameters NAME=VALUE."""
-    given = _hyperparameters(file, hyperparameters)
-    made = requests.training_job(name, Training(**training), given)
-    _warn(requests.warnings(Training(**training)) + Hyperparameters.parse(given).warnings())
+    given, job = _hyperparameters(file, hyperparameters), Training(**training)
+    made = requests.training_job(name, job, given)
+    _warn(requests.warnings(job) + Hyperparameters.parse(given).warnings())
     _print_or_send({"create_training_job": made}, send, region)
 
 
@@ -130,11 +130,10 @@ def tune(
 
     Those given as NAME=VALUE are the same in all jobs.
     """
-    given = _hyperparameters(file, hyperparameters)
+    given, job = _hyperparameters(file, hyperparameters), Training(**training)
     tuned = requests.ranges_to_tune(given, requests.assignments(ranges))
-    made = requests.tuning_job(name, Training(**training), given, tuned, jobs, parallel)
-    _warn(requests.warnings(Training(**training)) + Hyperparameters.parse(given).warnings())
-    _warn(requests.tuning_warnings(given, tuned))
+    made = requests.tuning_job(name, job, given, tuned, jobs, parallel)
+    _warn(requests.warnings(job) + Hyperparameters.parse(given).warnings() + requests.tuning_warnings(given, tuned))
     _print_or_send({"create_hyper_parameter_tuning_job": made}, send, region)
 
 

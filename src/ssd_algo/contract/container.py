@@ -283,19 +283,19 @@ def set_up_mxnet(one_shape: bool) -> None:
 
 @contextmanager
 def set_up_matplotlib() -> Iterator[None]:
-    """Within it matplotlib may be imported, and leaves nothing behind.
+    """Within it matplotlib may be imported, and leaves nothing behind but where MPLCONFIGDIR says.
 
     It would keep its settings and a list of fonts below a home: there may be none, or a read-only one.
     """
-    given = os.environ.get("MPLCONFIGDIR")
+    if os.environ.get("MPLCONFIGDIR"):
+        yield
+        return
     with tempfile.TemporaryDirectory(prefix="ssd-algo-charts-") as folder:
-        os.environ["MPLCONFIGDIR"] = given or folder
+        os.environ["MPLCONFIGDIR"] = folder
         try:
             yield
         finally:
             del os.environ["MPLCONFIGDIR"]
-            if given:
-                os.environ["MPLCONFIGDIR"] = given
 
 
 def set_up_kvstore(role: str, scheduler: str, port: int, hosts: int, address: str) -> None:
